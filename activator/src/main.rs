@@ -1,0 +1,2 @@
+//! The Podlight activator.
+fn main() {}

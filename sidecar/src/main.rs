@@ -1,0 +1,2 @@
+//! The Podlight sidecar.
+fn main() {}

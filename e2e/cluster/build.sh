@@ -38,18 +38,21 @@ if ! complete "$folder/bin"; then
     flock 9
     if ! complete "$folder/bin"; then
         echo "build.sh: building etcd and kube-apiserver, once, for some minutes" >&2
+        # Of builds that were killed: we hold the lock, so nobody is at work on them.
+        rm -rf "$cache/$key".partial.*
         partial=$(mktemp -d "$cache/$key.partial.XXXXXX")
         trap 'rm -rf "$partial"' EXIT
         trap 'exit 1' HUP INT TERM
-        version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
+        export CGO_ENABLED=0 GOWORK=off
+        version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes 9>&-)
         minor=${version#v1.}
         # Without these kube-apiserver's version does not parse and clients that look at it fail.
         stamp="-X k8s.io/component-base/version.gitVersion=$version"
         stamp="$stamp -X k8s.io/component-base/version.gitMajor=1"
         stamp="$stamp -X k8s.io/component-base/version.gitMinor=${minor%%.*}"
-        export CGO_ENABLED=0
         go build -trimpath -ldflags '-s -w' -o "$partial/bin/etcd" go.etcd.io/etcd/server/v3 9>&- >&2
-        go build -trimpath -ldflags "-s -w $stamp" -o "$partial/bin/kube-apiserver" k8s.io/kubernetes/cmd/kube-apiserver 9>&- >&2
+        go build -trimpath -ldflags "-s -w $stamp" -o "$partial/bin/kube-apiserver" \
+            k8s.io/kubernetes/cmd/kube-apiserver 9>&- >&2
         rm -rf "$folder"
         mv "$partial" "$folder"
     fi

@@ -1,0 +1,66 @@
+# The only place with commands: CI and the README call these targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+CARGO ?= cargo
+# One profile for everything, so that everything is built once.
+PROFILE := --release --locked
+HOST := $(shell rustc --print host-tuple)
+BIN := target/$(HOST)/release
+ROWS ?=
+FUZZ_SECONDS ?= 30
+SEEDS ?= 100000
+DENY_VERSION := 0.20.2
+
+.PHONY: help build control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build both binaries, statically linked
+	$(CARGO) build $(PROFILE) --workspace --bins
+
+control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
+	@e2e/cluster/build.sh
+
+run: build ## Run an activator in standalone mode: make run ARGS="--cluster-from …"
+	$(BIN)/podlight-activator $(ARGS)
+
+demo: build ## Show the whole way of an event with real processes: no cluster, no Go, no root (DEMO_EXIT=1 ends it)
+	@$(BIN)/podlight-demo
+
+test: build control-plane ## All tests, those against a real API server included
+	$(CARGO) test $(PROFILE) --workspace
+
+simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
+	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) -p podlight-e2e --test simulation -- --nocapture
+
+bench: build control-plane ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
+	@$(BIN)/podlight-bench $(ROWS)
+
+fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each
+	@e2e/fuzz/run.sh $(FUZZ_SECONDS)
+
+lint: deny ## Formatting, clippy with warnings as errors, docs, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
+
+deny: ## Licences, sources and duplicates of dependencies
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --quiet --locked cargo-deny@$(DENY_VERSION)
+	$(CARGO) deny --locked --offline check --hide-inclusion-graph bans licenses sources
+
+advisories: ## Known vulnerabilities of dependencies (needs the advisory database)
+	$(CARGO) deny --locked check advisories
+
+fmt: ## Format
+	$(CARGO) fmt --all
+
+image: build ## Build both images with docker, podman or buildah, whichever works
+	@e2e/image.sh $(BIN)
+
+ci: lint ## What CI runs; ends in the tests
+	$(MAKE) demo DEMO_EXIT=1
+	$(MAKE) test
+
+clean: ## Remove what was built in the checkout
+	$(CARGO) clean

@@ -6,18 +6,23 @@ CARGO ?= cargo
 PROFILE := --release --locked
 HOST := $(shell rustc --print host-tuple)
 BIN := target/$(HOST)/release
+DIST := target/$(HOST)/dist
 ROWS ?=
 FUZZ_SECONDS ?= 30
 SEEDS ?= 100000
 DENY_VERSION := 0.20.2
 
-.PHONY: help build control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## Build both binaries, statically linked
-	$(CARGO) build $(PROFILE) --workspace --bins
+build: ## Build the binaries, statically linked, and the tests with them
+	$(CARGO) build $(PROFILE) --workspace --all-targets
+
+dist: ## Build the binaries as the images ship them
+	$(CARGO) build $(PROFILE) -p podlight-activator --bins
+	$(CARGO) build --locked --profile dist -p podlight-sidecar --bins
 
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
 	@e2e/cluster/build.sh
@@ -55,8 +60,8 @@ advisories: ## Known vulnerabilities of dependencies (needs the advisory databas
 fmt: ## Format
 	$(CARGO) fmt --all
 
-image: build ## Build both images with docker, podman or buildah, whichever works
-	@e2e/image.sh $(BIN)
+image: dist ## Build both images with docker, podman or buildah, whichever works
+	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
 
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) demo DEMO_EXIT=1

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Builds localhost/podlight-{sidecar,activator}:<version> from the binaries in folder $1, with the first of docker, podman
+# Builds localhost/podlight-{sidecar,activator}:<version> from the given binaries, with the first of docker, podman
 # and buildah that works here. BUILDER names one of them instead.
 set -eu
-binaries=${1:?folder with the binaries}
+activator=$(realpath "${1:?the activator's binary}")
+sidecar=$(realpath "${2:?the sidecar's binary}")
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
@@ -25,8 +26,8 @@ fi
 
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
+cp "$activator" "$sidecar" "$context/"
 for name in sidecar activator; do
-    cp "$binaries/podlight-$name" "$context/"
     strip "$context/podlight-$name"
     "$BUILDER" build --tag "localhost/podlight-$name:$version" --file "$name/Dockerfile" "$context"
 done

@@ -1,2 +1,81 @@
-//! The Podlight activator.
-fn main() {}
+//! `podlight-activator`: reads its configuration and serves, shows a running activator's table, or mints a token
+//! for standalone mode.
+
+use std::fmt::Display;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::task::Poll;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use futures::Stream;
+use podlight_activator::cluster::token::IssuerKey;
+use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
+use podlight_activator::{activator, status, telemetry};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => return misconfigured(error.render()),
+        Err(help) => return help.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
+    };
+    let result = match args.command {
+        None => serve(args.run),
+        Some(Command::Run(args)) => serve(*args),
+        Some(Command::Status(args)) => show(&args),
+        Some(Command::Token(args)) => TokenConfig::try_from(args).map_err(Into::into).and_then(mint),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Faults>() => misconfigured(error),
+        Err(error) => failed(error),
+    }
+}
+
+fn serve(args: RunArgs) -> anyhow::Result<()> {
+    let config = Config::try_from(args)?;
+    telemetry::start_log(config.log.targets.clone(), config.log.format)?;
+    install_crypto()?;
+    let metrics = telemetry::start_metrics()?;
+    // As many workers as cores.
+    let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
+    runtime.block_on(async { activator::run(config, metrics, signals()?).await.map_err(Into::into) })
+}
+
+fn show(args: &status::StatusArgs) -> anyhow::Result<()> {
+    install_crypto()?;
+    let runtime = Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
+    Ok(runtime.block_on(status::run(args, io::stdout()))?)
+}
+
+fn mint(config: TokenConfig) -> anyhow::Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
+    let token = IssuerKey::load_or_create(&config.issuer_key)?.mint(&config.request, now)?;
+    Ok(writeln!(io::stdout(), "{token}")?)
+}
+
+fn install_crypto() -> anyhow::Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok().context("TLS is set up twice")
+}
+
+/// SIGTERM and SIGINT, as they come.
+fn signals() -> anyhow::Result<impl Stream<Item = ()> + Unpin> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(futures::stream::poll_fn(move |cx| match terminate.poll_recv(cx) {
+        Poll::Ready(signal) => Poll::Ready(signal),
+        Poll::Pending => interrupt.poll_recv(cx),
+    }))
+}
+
+fn misconfigured(faults: impl Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "podlight-activator: {faults}");
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn failed(error: anyhow::Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "podlight-activator: {error:#}");
+    ExitCode::FAILURE
+}

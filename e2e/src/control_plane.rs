@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::runtime::Id;
@@ -165,6 +167,19 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Deletes a pod in etcd while the API server is stopped: no watch is ever told of it, as when a watcher was away for
+    /// too long.
+    ///
+    /// # Errors
+    /// When the API server runs, whose cache would contradict it, or etcd has no such pod.
+    pub async fn erase_pod(&self, namespace: &str, name: &str) -> Result<()> {
+        ensure!(lock(&self.api_server).is_none(), "the API server runs");
+        let key = BASE64_STANDARD.encode(format!("/registry/pods/{namespace}/{name}"));
+        let deleted = self.etcd_call("/v3/kv/deleterange", &json!({ "key": key })).await?;
+        ensure!(deleted["deleted"] == json!("1"), "etcd has no pod {namespace}/{name}: {deleted}");
+        Ok(())
+    }
+
     /// Breaks every watch and makes every resourceVersion seen so far too old, so that all watchers must list again: a
     /// compaction and a restart of the API server.
     ///
@@ -285,6 +300,6 @@ fn binaries() -> Result<PathBuf> {
 }
 
 /// Locks what no code path leaves half-changed, so poison from a failed test that shares it is no news.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,317 @@
+//! One activator, from checked settings to its end: opens everything, connects the parts in the one direction that
+//! data goes, and takes them down in order. Everything that can fail before the listeners are bound does.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+
+use crate::admin::{Admin, Readiness};
+use crate::api::{self, ApiConfig};
+use crate::cluster::token::{IssuerKey, TokenError};
+use crate::cluster::{self, Api, ConnectError, Health, Pods, StandaloneConfig, WatchConfig, spawn_standalone};
+use crate::config::{ClusterConfig, Config, TlsConfig};
+use crate::ingest::{self, Ingest};
+use crate::server::tls::{Tls, TlsError};
+use crate::server::{Limits, Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
+use crate::table::Table;
+use crate::table::owner::{self, Clock, TableHandle};
+use crate::table::snapshot::{Feed, Groups};
+
+/// Messages that wait for the table: more than requests can be under way, so that none is turned away here.
+const TABLE_MESSAGES: usize = 32_768;
+
+/// Descriptors kept back for everything that is not a connection of the main listener.
+const OTHER_DESCRIPTORS: usize = 512;
+
+/// How often ingest drops what has ended.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// How long the watches and the table may take to end once nothing feeds them.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why an activator did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No certificate.
+    #[error("cannot serve TLS")]
+    Tls(#[from] TlsError),
+    /// No API server to talk to.
+    #[error("cannot reach a cluster")]
+    Cluster(#[from] ConnectError),
+    /// No key for standalone mode.
+    #[error("cannot stand in for a cluster")]
+    Key(#[from] TokenError),
+    /// An address is taken, or not ours.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No random name for this process.
+    #[error("there is no randomness")]
+    Random,
+    /// The admin port could not be served.
+    #[error("the admin port ended")]
+    Admin(#[source] io::Error),
+    /// A part that runs for ever has ended.
+    #[error("{0} ended unexpectedly")]
+    Part(&'static str),
+    /// A second signal came before the end.
+    #[error("aborted by a second signal")]
+    Aborted,
+}
+
+/// Where the cluster's objects will come from, checked but not yet asked.
+enum Source {
+    Kubernetes(kube::Client),
+    Standalone { manifests: PathBuf, key: Arc<IssuerKey>, issuer: String },
+}
+
+/// Runs an activator until the first signal, and takes it down; a second one aborts that.
+///
+/// # Errors
+/// [`RunError`].
+pub async fn run(
+    config: Config,
+    metrics: PrometheusHandle,
+    mut signals: impl Stream<Item = ()> + Unpin,
+) -> Result<(), RunError> {
+    let tls = open_tls(&config.tls)?;
+    let source = Source::open(&config.cluster).await?;
+    let instance = random_name()?;
+    let admin_listener = listen("admin", config.admin_listen)?;
+    let listener = listen("events", config.listen)?;
+
+    let (trigger, shutdown) = Shutdown::new();
+    let clock = Clock::start();
+    let (table, groups, feed, owner) = owner::spawn(Table::new(config.ingest.pacing), clock, TABLE_MESSAGES);
+    let (api, pods, health, watches) = source.spawn(&config, &shutdown, table.clone());
+    let readiness = Readiness::new(health.clone());
+    let (admin_trigger, admin_shutdown) = Shutdown::new();
+    let admin = Admin::start(admin_listener, readiness.clone(), metrics, admin_shutdown).map_err(RunError::Admin)?;
+
+    let ingest = Ingest::new(config.ingest.clone(), api.clone(), pods, health.clone(), table, clock);
+    let router =
+        router(&config, &ingest, Read { api, health: health.clone(), groups, feed, clock }, &instance, &shutdown);
+    let mut parts = Parts::default();
+    parts.add("the table", owner);
+    watches.into_iter().for_each(|watch| parts.add("a watch", watch));
+    parts.add_endless("warming up", warm_up(Arc::clone(&ingest), health, readiness.clone()));
+    parts.add_endless("sweeping", sweep(ingest));
+    if let (Some(tls), TlsConfig::Files(files)) = (&tls, &config.tls) {
+        parts.add_endless("following the certificate", tls.clone().follow(files.clone()));
+    }
+    let limits = Limits { connections: connections(config.limits.connections), ..config.limits };
+    let server = Server { name: "events", listener, tls, router, limits };
+    let mut server = tokio::spawn(server.serve(shutdown));
+
+    let failure = tokio::select! {
+        _ = signals.next() => None,
+        part = parts.first_end() => Some(part),
+        _ = &mut server => Some("the server"),
+    };
+    if let Some(part) = failure {
+        tracing::error!(part, "a part of the activator ended unexpectedly; it goes down");
+    }
+    let end = end(&config, &readiness, trigger, server, parts);
+    tokio::select! {
+        () = end => {}
+        // The streams of signals never end.
+        _ = signals.next() => return Err(RunError::Aborted),
+    }
+    admin_trigger.begin();
+    let joined = tokio::task::spawn_blocking(|| admin.join()).await.map_err(io::Error::other);
+    joined.and_then(|served| served).map_err(RunError::Admin)?;
+    tracing::info!("ended");
+    failure.map_or(Ok(()), |part| Err(RunError::Part(part)))
+}
+
+/// Not ready, then (once others may have noticed) no new connections, then the end of those that are there.
+async fn end(
+    config: &Config,
+    readiness: &Readiness,
+    trigger: ShutdownTrigger,
+    server: JoinHandle<usize>,
+    parts: Parts,
+) {
+    readiness.stopping();
+    tracing::info!(delay = ?config.shutdown_delay, grace = ?config.limits.grace, "going down");
+    tokio::time::sleep(config.shutdown_delay).await;
+    trigger.begin();
+    if !server.is_finished()
+        && let Err(error) = server.await
+    {
+        tracing::error!(%error, "the server ended badly");
+    }
+    parts.end().await;
+}
+
+fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
+    match config {
+        TlsConfig::Files(files) => Tls::from_files(files).map(Some),
+        TlsConfig::SelfSigned { names, ca_out } => Tls::self_signed(names, ca_out.as_deref()).map(Some),
+        TlsConfig::Plaintext => {
+            tracing::warn!("serving without TLS: tokens can be read on the wire");
+            Ok(None)
+        }
+    }
+}
+
+/// A name that no other process has, so that nobody resumes a watch in the wrong one.
+fn random_name() -> Result<String, RunError> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| RunError::Random)?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}
+
+fn listen(listener: &'static str, address: SocketAddr) -> Result<TcpListener, RunError> {
+    let failed = |source| RunError::Bind { address, source };
+    let bound = bind(address).map_err(failed)?;
+    tracing::info!(listener, address = %bound.local_addr().map_err(failed)?, "listening");
+    Ok(bound)
+}
+
+/// How many connections there are descriptors for. Beyond, idle connections must make room before the kernel refuses.
+fn connections(wanted: usize) -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // The soft limit is low for the sake of select(2), which is not used here.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
+    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    if most < wanted {
+        tracing::warn!(wanted, most, "the limit of open files allows fewer connections");
+    }
+    wanted.min(most)
+}
+
+impl Source {
+    async fn open(config: &ClusterConfig) -> Result<Self, RunError> {
+        Ok(match config {
+            ClusterConfig::Kubernetes { kubeconfig, context } => {
+                Self::Kubernetes(cluster::connect(kubeconfig.as_deref(), context.as_deref()).await?)
+            }
+            ClusterConfig::Standalone { manifests, issuer_key, issuer } => Self::Standalone {
+                manifests: manifests.clone(),
+                key: Arc::new(IssuerKey::load_or_create(issuer_key)?),
+                issuer: issuer.clone(),
+            },
+        })
+    }
+
+    fn spawn(
+        self,
+        config: &Config,
+        shutdown: &Shutdown,
+        table: TableHandle,
+    ) -> (Api, Pods, Health, Vec<JoinHandle<()>>) {
+        let (revision_labels, shutdown) = (config.revision_labels.clone(), shutdown.signal());
+        match self {
+            Self::Kubernetes(client) => {
+                cluster::spawn_kubernetes(client, WatchConfig { revision_labels, shutdown }, table)
+            }
+            Self::Standalone { manifests: path, key: issuer_key, issuer } => {
+                tracing::info!(auth = ?config.ingest.auth, manifests = %path.display(), "standalone: manifests are the cluster");
+                spawn_standalone(StandaloneConfig { path, issuer_key, issuer, revision_labels, shutdown }, table)
+            }
+        }
+    }
+}
+
+/// What the query API reads.
+struct Read {
+    api: Api,
+    health: Health,
+    groups: Groups,
+    feed: Feed,
+    clock: Clock,
+}
+
+fn router(config: &Config, ingest: &Arc<Ingest>, read: Read, instance: &str, shutdown: &Shutdown) -> axum::Router {
+    let Read { api, health, groups, feed, clock } = read;
+    let queries = ApiConfig {
+        replica: config.ingest.replica.clone(),
+        authenticator: ingest.authenticator(),
+        api,
+        health,
+        groups,
+        feed,
+        clock,
+        shutdown: shutdown.clone(),
+    };
+    with_fallbacks(ingest::router(Arc::clone(ingest)).merge(api::router(queries, instance)))
+}
+
+/// Ready once the cluster has been listed and tokens can be judged. Stays, because parts that end are looked at.
+async fn warm_up(ingest: Arc<Ingest>, health: Health, readiness: Readiness) {
+    tokio::join!(health.wait_synced(), ingest.warm_up());
+    readiness.warmed_up();
+    tracing::info!("ready");
+    std::future::pending().await
+}
+
+async fn sweep(ingest: Arc<Ingest>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        ingest.sweep().await;
+    }
+}
+
+/// What runs as long as the process.
+#[derive(Default)]
+struct Parts {
+    ends: JoinSet<&'static str>,
+    endless: Vec<AbortHandle>,
+}
+
+impl Parts {
+    /// Adds a part that ends by itself once the end has begun.
+    fn add(&mut self, name: &'static str, task: JoinHandle<()>) {
+        self.ends.spawn(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(part = name, %error, "a part of the activator panicked");
+            }
+            name
+        });
+    }
+
+    /// Adds a part that has to be ended.
+    fn add_endless(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let task = tokio::spawn(part);
+        self.endless.push(task.abort_handle());
+        self.add(name, task);
+    }
+
+    /// Waits until one of them has ended, which none should.
+    async fn first_end(&mut self) -> &'static str {
+        match self.ends.join_next().await {
+            Some(Ok(name)) => name,
+            Some(Err(_)) | None => "a part",
+        }
+    }
+
+    /// Waits for all to end, with a deadline.
+    async fn end(mut self) {
+        self.endless.iter().for_each(AbortHandle::abort);
+        let all = async { while self.ends.join_next().await.is_some() {} };
+        if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
+            tracing::warn!(parts = self.ends.len(), "parts of the activator do not end");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! The questions as calls to an API server: each bounded, measured, and a sign of whether it is there.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
+use k8s_openapi::api::authorization::v1::{NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use metrics::{counter, histogram};
+use podlight_proto::AUDIENCE;
+use tokio::time::Instant;
+
+use super::{ApiError, CallFailure, Reviewed, review};
+use crate::cluster::extract::{ExtractError, RevisionLabels, observation};
+use crate::cluster::health::Health;
+use crate::cluster::{Shutdown, ended};
+use crate::table::entry::Observation;
+
+/// How long one call may take. A first contact waits for at most two of them, within the sidecar's own timeout.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often the API server is asked whether it is there. A frozen one shows by nothing else while no call is made.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// Which question, for the metrics.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    TokenReview,
+    Pod,
+    Jwks,
+    Discovery,
+    AccessReview,
+}
+
+impl Call {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::TokenReview => "tokenreview",
+            Self::Pod => "pod",
+            Self::Jwks => "jwks",
+            Self::Discovery => "discovery",
+            Self::AccessReview => "subjectaccessreview",
+        }
+    }
+}
+
+/// The connection to an API server.
+#[derive(Clone)]
+pub struct KubernetesApi {
+    client: kube::Client,
+    revision_labels: RevisionLabels,
+    health: Health,
+    refused: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for KubernetesApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubernetesApi").finish_non_exhaustive()
+    }
+}
+
+impl KubernetesApi {
+    pub(in crate::cluster) fn new(client: kube::Client, revision_labels: RevisionLabels, health: Health) -> Self {
+        Self { client, revision_labels, health, refused: Arc::default() }
+    }
+
+    pub(super) async fn review_token(&self, token: &str) -> Result<Reviewed, ApiError> {
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![AUDIENCE.to_owned()]) };
+        let review = TokenReview { spec, ..TokenReview::default() };
+        let reviews: kube::Api<TokenReview> = kube::Api::all(self.client.clone());
+        let answer = self.call(Call::TokenReview, reviews.create(&PostParams::default(), &review)).await?;
+        review::judge_token(answer.status.unwrap_or_default()).map_err(|reason| ApiError::Rejected(reason.to_string()))
+    }
+
+    pub(super) async fn fetch_pod(&self, namespace: &str, name: &str) -> Result<Option<Arc<Observation>>, ApiError> {
+        let pods: kube::Api<Pod> = kube::Api::namespaced(self.client.clone(), namespace);
+        let Some(pod) = self.call(Call::Pod, pods.get_opt(name)).await? else { return Ok(None) };
+        let malformed = |e: ExtractError| ApiError::Unavailable(Arc::new(CallFailure::Malformed(e.to_string())));
+        observation(&pod, &self.revision_labels).map(|o| Some(Arc::new(o))).map_err(malformed)
+    }
+
+    pub(super) async fn get_text(&self, call: Call, path: &str) -> Result<String, ApiError> {
+        let request = http::Request::get(path).body(Vec::new()).expect("the path is one of our constants");
+        self.call(call, self.client.request_text(request)).await
+    }
+
+    pub(super) async fn authorize(&self, user: &Reviewed, path: &str) -> Result<bool, ApiError> {
+        let asked = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("get".to_owned()) };
+        let spec = SubjectAccessReviewSpec {
+            user: Some(user.username.clone()),
+            groups: Some(user.groups.clone()),
+            extra: Some(user.extra.clone()),
+            non_resource_attributes: Some(asked),
+            ..SubjectAccessReviewSpec::default()
+        };
+        let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let reviews: kube::Api<SubjectAccessReview> = kube::Api::all(self.client.clone());
+        let answer = self.call(Call::AccessReview, reviews.create(&PostParams::default(), &review)).await?;
+        Ok(answer.status.is_some_and(|status| review::judge_access(&status)))
+    }
+
+    /// Makes a call: bounds it, measures it, and learns from it how the API server is.
+    async fn call<T>(&self, call: Call, request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        let started = Instant::now();
+        let outcome = self.judge(call, within_timeout(request).await);
+        let result = outcome.as_ref().err().map_or("ok", ApiError::label);
+        counter!("podlight_api_calls_total", "call" => call.label(), "result" => result).increment(1);
+        histogram!("podlight_api_call_duration_seconds", "call" => call.label())
+            .record(started.elapsed().as_secs_f64());
+        outcome
+    }
+
+    fn judge<T>(&self, call: Call, outcome: Result<T, CallFailure>) -> Result<T, ApiError> {
+        let silent = outcome.as_ref().err().is_some_and(CallFailure::is_silence);
+        self.health.answered(!silent);
+        match outcome {
+            Ok(answer) => {
+                self.refused.store(false, Ordering::Relaxed);
+                Ok(answer)
+            }
+            Err(CallFailure::Client(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => {
+                if !self.refused.swap(true, Ordering::Relaxed) {
+                    let (call, code, message) = (call.label(), status.code, status.message.as_str());
+                    tracing::error!(call, code, message, "the API server refuses the activator's own credential");
+                }
+                Err(ApiError::OwnCredential)
+            }
+            Err(failure) => Err(ApiError::Unavailable(Arc::new(failure))),
+        }
+    }
+
+    /// Asks again and again whether the API server is there, until shutdown.
+    pub(in crate::cluster) async fn probe(self, shutdown: Shutdown) {
+        tokio::select! {
+            () = ended(shutdown) => {}
+            () = self.probe_forever() => {}
+        }
+    }
+
+    async fn probe_forever(&self) {
+        let mut was_ready = true;
+        loop {
+            let request = http::Request::get("/readyz").body(Vec::new()).expect("a constant path");
+            let outcome = within_timeout(self.client.request_text(request)).await;
+            self.health.answered(!outcome.as_ref().err().is_some_and(CallFailure::is_silence));
+            let ready = outcome.is_ok();
+            if ready && !was_ready {
+                self.health.recovered();
+            }
+            was_ready = ready;
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+    }
+}
+
+async fn within_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CallFailure> {
+    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(CallFailure::Client(error)),
+        Err(_) => Err(CallFailure::Timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,350 @@
+//! The listeners: TCP, TLS, HTTP/1.1 and HTTP/2, with a bound on everything a peer can make grow or wait, and an
+//! end within a deadline. Knows nothing of what the router behind it answers; how large and how slow a body may
+//! be is for whoever reads it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use metrics::counter;
+use podlight_proto::{ErrorCode, Problem};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+mod connections;
+mod head;
+mod service;
+mod stream;
+pub mod tls;
+mod validity;
+
+use connections::{Admitted, Connections};
+use service::Requests;
+use stream::{Patience, Watched};
+use tls::Tls;
+
+/// Connections that the kernel completes before they are accepted: a rollout's worth of sidecars at once.
+const BACKLOG: u32 = 4096;
+
+/// How long a TLS handshake may take, as long as headers may.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a request's headers may take (wire rules: 408 after that).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a peer may take none of what is written to it.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may rest. Beyond the longest pause between heartbeats (600 s), so that a kept
+/// connection serves them all.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Most bytes of request line and headers: an 8 KiB token fits twice. 431 beyond.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// Most requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 256;
+
+/// What an HTTP/2 peer may send ahead of being read: four events a stream, sixteen a connection.
+const STREAM_WINDOW: u32 = 65_536;
+const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
+
+/// What is kept for an HTTP/2 stream whose peer does not read.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// How often an HTTP/2 connection is asked whether its peer is still there, and how long it may take to answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Pause after a failure to accept that is not the peer's (no descriptors left, say): nothing else to wait for.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The TCP peer of a request, among the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
+
+/// Bounds of one listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most connections.
+    pub connections: usize,
+    /// Most connections of one source address.
+    pub connections_per_source: usize,
+    /// How long requests under way may still take once the end has begun.
+    pub grace: Duration,
+    /// Deadlines of single requests.
+    pub timeouts: Timeouts,
+}
+
+/// How long a peer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the TLS handshake.
+    pub handshake: Duration,
+    /// For a request's headers, from their first byte.
+    pub head: Duration,
+    /// To take some of an answer.
+    pub write: Duration,
+    /// Between requests.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { handshake: HANDSHAKE_TIMEOUT, head: HEAD_TIMEOUT, write: WRITE_TIMEOUT, idle: IDLE_TIMEOUT }
+    }
+}
+
+/// Begins the end of everything that holds the [`Shutdown`] that came with it.
+#[derive(Debug)]
+pub struct ShutdownTrigger(watch::Sender<bool>);
+
+impl ShutdownTrigger {
+    /// Begins it.
+    pub fn begin(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Tells when the end has begun.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    /// A shutdown that has not begun, and what begins it.
+    pub fn new() -> (ShutdownTrigger, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (ShutdownTrigger(sender), Self(receiver))
+    }
+
+    /// The same as a plain channel, for those who know no servers.
+    pub fn signal(&self) -> watch::Receiver<bool> {
+        self.0.clone()
+    }
+
+    /// Returns once the end has begun, or can no longer be begun by anyone.
+    pub async fn begun(&self) {
+        let _ = self.0.clone().wait_for(|begun| *begun).await;
+    }
+}
+
+/// An answer that tells what is wrong, in the words of the wire protocol.
+pub fn problem(err: ErrorCode, description: impl Into<String>) -> Response {
+    let status = StatusCode::from_u16(err.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, axum::Json(Problem { err, description: description.into() })).into_response()
+}
+
+/// Adds the answers for paths and methods that a router does not have.
+pub fn with_fallbacks(router: Router) -> Router {
+    router
+        .fallback(async || problem(ErrorCode::NotFound, "there is no such path"))
+        .method_not_allowed_fallback(async || problem(ErrorCode::MethodNotAllowed, "this path has no such method"))
+}
+
+/// Binds an address.
+///
+/// # Errors
+/// The operating system's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// One listener and what it serves.
+#[derive(Debug)]
+pub struct Server {
+    /// Its name in metrics and logs.
+    pub name: &'static str,
+    /// Where connections come from.
+    pub listener: TcpListener,
+    /// The certificate; plain HTTP without.
+    pub tls: Option<Tls>,
+    /// What answers.
+    pub router: Router,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+impl Server {
+    /// Serves until the end begins, then stops accepting, lets requests under way finish within the grace, and
+    /// closes what is left. Returns how many connections that were.
+    pub async fn serve(self, shutdown: Shutdown) -> usize {
+        let connections =
+            Arc::new(Connections::new(self.name, self.limits.connections, self.limits.connections_per_source));
+        let Self { name, listener, tls, router, limits } = self;
+        let context = Context { name, tls, router, limits, builder: builder(), shutdown: shutdown.clone() };
+        let mut tasks = JoinSet::new();
+        let begun = shutdown.begun();
+        tokio::pin!(begun);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut begun => break,
+                Some(ended) = tasks.join_next() => {
+                    look_at(name, ended);
+                    continue;
+                }
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => match connections.admit(peer.ip()) {
+                    Ok(admitted) => {
+                        tasks.spawn(context.clone().connect(stream, peer, admitted));
+                    }
+                    Err(bound) => {
+                        counter!("podlight_connections_refused_total", "listener" => name, "bound" => bound.label())
+                            .increment(1);
+                    }
+                },
+                Err(error) if is_peers_fault(&error) => {}
+                Err(error) => {
+                    tracing::warn!(listener = name, %error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        drain(name, tasks, limits.grace).await
+    }
+}
+
+/// Waits for the connections' tasks, and ends those that take too long.
+async fn drain(name: &'static str, mut tasks: JoinSet<()>, grace: Duration) -> usize {
+    let all_ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            look_at(name, ended);
+        }
+    };
+    if tokio::time::timeout(grace, all_ended).await.is_ok() {
+        return 0;
+    }
+    let left = tasks.len();
+    tracing::warn!(listener = name, connections = left, "the grace is over; closing what is left");
+    tasks.shutdown().await;
+    left
+}
+
+fn look_at(listener: &'static str, ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        counter!("podlight_connection_panics_total", "listener" => listener).increment(1);
+        tracing::error!(listener, %error, "a connection's task panicked");
+    }
+}
+
+/// Whether accepting failed for one connection only.
+fn is_peers_fault(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // No header timeout of hyper's: it would close kept connections that rest, and slow ones without an
+    // answer. `Watched` has both deadlines.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(HEAD_BYTES as u32)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// What every connection of a listener needs.
+#[derive(Clone)]
+struct Context {
+    name: &'static str,
+    tls: Option<Tls>,
+    router: Router,
+    limits: Limits,
+    builder: auto::Builder<TokioExecutor>,
+    shutdown: Shutdown,
+}
+
+impl Context {
+    async fn connect(self, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
+        // A small answer is not to wait for an acknowledgement. Without the option it comes later, not wrong.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = &self.tls else {
+            return self.drive(stream, peer, &admitted).await;
+        };
+        let acceptor = TlsAcceptor::from(tls.current());
+        let handshake = tokio::select! {
+            biased;
+            () = admitted.connection.close.notified() => return,
+            () = self.shutdown.begun() => return,
+            handshake = tokio::time::timeout(self.limits.timeouts.handshake, acceptor.accept(stream)) => handshake,
+        };
+        let reason = match handshake {
+            Ok(Ok(stream)) => return self.drive(stream, peer, &admitted).await,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no TLS handshake");
+                "failed"
+            }
+            Err(_) => "timeout",
+        };
+        counter!("podlight_tls_handshake_failures_total", "listener" => self.name, "reason" => reason).increment(1);
+    }
+
+    async fn drive<S>(&self, stream: S, peer: SocketAddr, admitted: &Admitted)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Timeouts { head, write, idle, .. } = self.limits.timeouts;
+        let connection = &admitted.connection;
+        let requests =
+            Requests { router: self.router.clone(), connection: Arc::clone(connection), peer: canonical(peer) };
+        let stream = Watched::new(stream, Arc::clone(connection), Patience { head, idle, write });
+        let service = service_fn(move |request| requests.clone().answer(request));
+        let serving = self.builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        let result = tokio::select! {
+            biased;
+            result = serving.as_mut() => result,
+            () = async {
+                tokio::select! {
+                    () = connection.close.notified() => {}
+                    () = self.shutdown.begun() => {}
+                }
+            } => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%peer, error = &*error, "the connection ended early");
+        }
+    }
+}
+
+/// An IPv4 peer of an IPv6 socket as what it is.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
+        IpAddr::V6(_) => peer,
+    }
+}
+
+#[cfg(test)]
+mod tests;

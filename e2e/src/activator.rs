@@ -1,0 +1,272 @@
+//! The real `podlight-activator` as a process, against whatever API server a kubeconfig names.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::binary;
+use crate::control_plane::lock;
+use crate::control_plane::process::{Process, free_port};
+use crate::eventually::eventually;
+use crate::http_client;
+use crate::metrics::Metrics;
+use crate::sender::Reply;
+
+/// How an activator is to run: with its defaults and plain HTTP, unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct ActivatorSpec {
+    flags: Vec<(String, String)>,
+    tls: Tls,
+    parent: PathBuf,
+}
+
+/// How the connection is secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tls {
+    None,
+    SelfSigned,
+    Files,
+}
+
+impl ActivatorSpec {
+    /// One that speaks to this API server. Its folder is beside the kubeconfig, and removed with it at the latest: a scene
+    /// that a test binary shares is never dropped.
+    pub fn new(kubeconfig: &Path) -> Self {
+        let parent = kubeconfig.parent().unwrap_or(Path::new(".")).to_owned();
+        Self { flags: Vec::new(), tls: Tls::None, parent }
+            .flag("kubeconfig", &kubeconfig.display().to_string())
+            .flag("log-format", "text")
+            .flag("replica", "e2e")
+    }
+
+    /// One whose cluster is a folder of manifests.
+    pub fn standalone(manifests: &Path, issuer_key: &Path) -> Self {
+        let parent = issuer_key.parent().unwrap_or(Path::new(".")).to_owned();
+        Self { flags: Vec::new(), tls: Tls::None, parent }
+            .flag("cluster-from", &manifests.display().to_string())
+            .flag("issuer-key", &issuer_key.display().to_string())
+            .flag("log-format", "text")
+            .flag("replica", "e2e")
+    }
+
+    /// Sets a flag, in place of what it was.
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.retain(|(set, _)| set != name);
+        self.flags.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Speaks TLS with a certificate that it makes itself.
+    pub fn self_signed(mut self) -> Self {
+        self.tls = Tls::SelfSigned;
+        self
+    }
+
+    /// Speaks TLS with a certificate and a key from PEM files.
+    pub fn certificate(self, certificate: &Path, key: &Path) -> Self {
+        let spec = Self { tls: Tls::Files, ..self };
+        spec.flag("tls-cert", &certificate.display().to_string()).flag("tls-key", &key.display().to_string())
+    }
+
+    /// Starts it and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it is not in time; the error ends with its log's last lines.
+    pub async fn start(self) -> Result<Activator> {
+        let activator = self.spawn()?;
+        activator.wait_ready().await?;
+        Ok(activator)
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// When the binary has not been built.
+    pub fn spawn(self) -> Result<Activator> {
+        let folder = tempfile::Builder::new().prefix("activator.").tempdir_in(&self.parent)?;
+        let (port, admin_port) = (free_port()?, free_port()?);
+        let activator = Activator { process: Mutex::new(None), spec: self, port, admin_port, folder };
+        activator.spawn()?;
+        Ok(activator)
+    }
+}
+
+/// A running activator; killed on drop.
+#[derive(Debug)]
+pub struct Activator {
+    // Dropped before the folder that it logs into.
+    process: Mutex<Option<Process>>,
+    spec: ActivatorSpec,
+    port: u16,
+    admin_port: u16,
+    folder: TempDir,
+}
+
+impl Activator {
+    /// Starts it again after [`Activator::kill`], on the same ports, knowing nothing.
+    ///
+    /// # Errors
+    /// As [`ActivatorSpec::start`].
+    pub async fn start(&self) -> Result<()> {
+        self.spawn()?;
+        self.wait_ready().await
+    }
+
+    fn spawn(&self) -> Result<()> {
+        let process = Process::start(&binary("podlight-activator")?, &self.log(), |command| {
+            command.args(self.spec.flags.iter().map(|(name, value)| format!("--{name}={value}")));
+            command.arg(format!("--listen=127.0.0.1:{}", self.port));
+            command.arg(format!("--admin-listen=127.0.0.1:{}", self.admin_port));
+            match self.spec.tls {
+                Tls::None => drop(command.arg("--plaintext")),
+                Tls::SelfSigned => {
+                    command.arg("--tls-self-signed").arg(format!("--tls-ca-out={}", self.ca_file().display()));
+                }
+                Tls::Files => {}
+            }
+        })?;
+        *lock(&self.process) = Some(process);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` says so.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let ready = eventually("the activator is ready", async || {
+            if !self.is_running() {
+                return Ok(Some(false));
+            }
+            match self.admin("/readyz").await? {
+                reply if reply.status == 200 => Ok(Some(true)),
+                reply => bail!("{} {}", reply.status, reply.body),
+            }
+        });
+        let ready = ready.await.with_context(|| format!("log:\n{}", self.log_tail()))?;
+        ensure!(ready, "the activator ended at its start; its log:\n{}", self.log_tail());
+        Ok(())
+    }
+
+    /// Kills it, as a lost node would.
+    pub fn kill(&self) {
+        lock(&self.process).take();
+    }
+
+    /// Freezes it: a partition, seen from the outside.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<()> {
+        self.with_process(Process::pause)
+    }
+
+    /// Ends the partition.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.with_process(Process::resume)
+    }
+
+    /// Asks it to end (SIGTERM).
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn terminate(&self) -> Result<()> {
+        self.with_process(Process::terminate)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ended(&self) -> Result<ExitStatus> {
+        eventually("the activator ends", async || self.with_process(|process| Ok(process.exit_status()?))).await
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        lock(&self.process).as_ref().is_some_and(Process::is_running)
+    }
+
+    /// The kernel's id of the process, while it has not been killed.
+    pub fn id(&self) -> Option<u32> {
+        lock(&self.process).as_ref().map(Process::id)
+    }
+
+    /// Base URL for events and queries.
+    pub fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", if self.spec.tls == Tls::None { "http" } else { "https" }, self.port)
+    }
+
+    /// The port of [`Activator::url`].
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Base URL of its admin port.
+    pub fn admin_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.admin_port)
+    }
+
+    /// The certificate authority that it made itself, PEM.
+    pub fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.crt")
+    }
+
+    /// Asks its admin port.
+    ///
+    /// # Errors
+    /// When that does not answer.
+    pub async fn admin(&self, path: &str) -> Result<Reply> {
+        Reply::read(http_client()?.get(format!("{}{path}", self.admin_url())).send().await?).await
+    }
+
+    /// Its metrics.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::read(&self.admin_url()).await
+    }
+
+    /// Runs `podlight-activator status` against it. Returns how that ended and what it said.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn run_status(&self, token: &str, namespace: &str) -> Result<(ExitStatus, String)> {
+        let token_file = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        std::fs::write(token_file.path(), token)?;
+        let mut command = std::process::Command::new(binary("podlight-activator")?);
+        command.args(["status", "--server", &self.url(), "--namespace", namespace, "--token-file"]);
+        command.arg(token_file.path());
+        let output = tokio::task::spawn_blocking(move || command.output()).await??;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status, String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// The last lines of its log.
+    pub fn log_tail(&self) -> String {
+        lock(&self.process).as_ref().map(Process::log_tail).unwrap_or_default()
+    }
+
+    /// Its whole log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log_text(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.log())?)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn with_process<T>(&self, act: impl FnOnce(&Process) -> Result<T>) -> Result<T> {
+        act(lock(&self.process).as_ref().context("the activator was killed")?)
+    }
+}

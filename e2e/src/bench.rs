@@ -1,0 +1,151 @@
+//! The figures of `make bench`: a module a group of rows. Each measures real processes (the table group: the real table)
+//! beside a reference in the same run, and nothing here is a number that was not measured.
+
+use std::io::Write as _;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub mod events;
+pub mod fleet;
+pub mod latency;
+pub mod load;
+pub mod replica;
+pub mod report;
+pub mod sidecar;
+pub mod standalone;
+pub mod storm;
+pub mod table;
+pub mod usage;
+
+use fleet::Fleet;
+use report::Row;
+
+/// A group of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// The table, in this process.
+    Table,
+    /// From an app or a preStop hook to every replica.
+    Latency,
+    /// What a sidecar takes.
+    Sidecar,
+    /// CPU per event.
+    Events,
+    /// First contact of a whole cluster.
+    Storm,
+}
+
+impl Group {
+    /// All of them, in the order in which they run: those that need a real API server last, together.
+    pub const ALL: [Self; 5] = [Self::Table, Self::Latency, Self::Sidecar, Self::Events, Self::Storm];
+
+    /// Its name on the command line, in the printed table and in `target/bench`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Latency => "latency",
+            Self::Sidecar => "sidecar",
+            Self::Events => "events",
+            Self::Storm => "storm",
+        }
+    }
+
+    /// The group of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(name: &str) -> Result<Self> {
+        let known = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL.into_iter().find(|group| group.name() == name).with_context(|| format!("no group {name:?}: {}", known()))
+    }
+
+    /// Pods on a real API server that it needs.
+    const fn pods(self) -> usize {
+        match self {
+            Self::Table | Self::Latency | Self::Sidecar => 0,
+            Self::Events => events::PODS,
+            Self::Storm => storm::PODS,
+        }
+    }
+
+    async fn measure(self, fleet: Option<&Fleet>) -> Result<Vec<Row>> {
+        let fleet = || fleet.context("this group needs pods on an API server");
+        match self {
+            Self::Table => tokio::task::spawn_blocking(table::measure).await?,
+            Self::Latency => latency::measure().await,
+            Self::Sidecar => sidecar::measure().await,
+            Self::Events => events::measure(fleet()?).await,
+            Self::Storm => {
+                let mut rows = storm::measure_jwks(fleet()?).await?;
+                rows.extend(storm::measure_hybrid(fleet()?).await?);
+                Ok(rows)
+            }
+        }
+    }
+}
+
+/// Measures groups, prints and keeps their figures. A group that cannot be measured does not keep the others from it.
+///
+/// # Errors
+/// When a group could not be measured.
+pub async fn run(groups: &[Group]) -> Result<()> {
+    let begun = Instant::now();
+    let pods = groups.iter().map(|group| group.pods()).max().unwrap_or(0);
+    let mut fleet = None;
+    let mut failed = Vec::new();
+    for group in Group::ALL.into_iter().filter(|group| groups.contains(group)) {
+        if group.pods() > 0 && fleet.is_none() {
+            progress("starting a real API server and creating pods");
+            fleet = Some(Fleet::start(pods).await?);
+        }
+        progress(&format!("measuring {}", group.name()));
+        let measured = match group.measure(fleet.as_ref()).await {
+            Ok(rows) if rows.iter().all(|row| row.ours.is_finite()) => Ok(rows),
+            Ok(_) => Err(anyhow::anyhow!("a figure is no number")),
+            Err(error) => Err(error),
+        };
+        match measured {
+            Ok(rows) => {
+                report::save(group.name(), &rows)?;
+                report::print(group.name(), &rows)?;
+            }
+            Err(error) => {
+                progress(&format!("{} could not be measured: {error:#}", group.name()));
+                failed.push(group.name());
+            }
+        }
+    }
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "\n{}took {:.0?}", report::LEGEND, begun.elapsed())?;
+    ensure!(failed.is_empty(), "could not be measured: {}", failed.join(", "));
+    Ok(())
+}
+
+/// The groups that a command line names; all when it names none.
+///
+/// # Errors
+/// When a name is unknown.
+pub fn groups(arguments: impl Iterator<Item = String>) -> Result<Vec<Group>> {
+    let named: Vec<Group> = arguments.map(|name| Group::named(&name)).collect::<Result<_>>()?;
+    Ok(if named.is_empty() { Group::ALL.to_vec() } else { named })
+}
+
+/// Says on stderr what is going on, so that stdout holds the tables alone.
+pub(crate) fn progress(text: &str) {
+    // A closed stderr is no reason to measure nothing.
+    let _ = writeln!(std::io::stderr(), "podlight-bench: {text}");
+}
+
+/// Fails when a child process is not there, before minutes are spent.
+///
+/// # Errors
+/// When a binary is missing.
+pub fn check_binaries() -> Result<()> {
+    for name in ["podlight-activator", "podlight-sidecar"] {
+        if let Err(error) = crate::binary(name) {
+            bail!("{error:#}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! `podlight-bench [group…]`: measures the figures of DESIGN §8 and prints them beside their bounds. The exit status tells
+//! whether everything was measured, not whether the figures are good.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use podlight_e2e::bench;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing_to_stderr(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let groups = bench::groups(std::env::args().skip(1))?;
+    bench::check_binaries()?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench::run(&groups))
+}
+
+fn tracing_to_stderr(error: &anyhow::Error) {
+    use std::io::Write as _;
+    // Nobody is left to tell when stderr is closed.
+    let _ = writeln!(std::io::stderr(), "podlight-bench: {error:#}");
+}

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 
 use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
@@ -37,6 +37,10 @@ pub enum TelemetryError {
     Metrics(#[from] BuildError),
 }
 
+/// What never speaks: kube reports what our own code reports again, and puts answers into its lines that it cannot
+/// parse, a TokenReview's with the token among them.
+const SILENT: [&str; 2] = ["kube_client", "kube_runtime"];
+
 /// Sends logs to standard error.
 ///
 /// # Errors
@@ -44,6 +48,7 @@ pub enum TelemetryError {
 pub fn start_log(targets: Targets, format: LogFormat) -> Result<(), TelemetryError> {
     let lines =
         tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let targets = targets.with_targets(SILENT.map(|target| (target, LevelFilter::OFF)));
     let registry = tracing_subscriber::registry().with(targets);
     match format {
         LogFormat::Text => registry.with(lines).try_init()?,

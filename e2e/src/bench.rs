@@ -57,7 +57,10 @@ impl Group {
     /// When there is none.
     pub fn named(name: &str) -> Result<Self> {
         let known = || Self::ALL.map(Self::name).join(", ");
-        Self::ALL.into_iter().find(|group| group.name() == name).with_context(|| format!("no group {name:?}: {}", known()))
+        Self::ALL
+            .into_iter()
+            .find(|group| group.name() == name)
+            .with_context(|| format!("no group {name:?}: {}", known()))
     }
 
     /// Pods on a real API server that it needs.

@@ -37,7 +37,10 @@ pub async fn run(exit: bool) -> Result<()> {
 
     timeline.heading("1. An activator, with manifests in place of a cluster")?;
     let activator = world.activator().await?;
-    timeline.now(&format!("the activator is ready at {} (TLS; it read Pods, a Service and ServiceAccounts)", activator.url()))?;
+    timeline.now(&format!(
+        "the activator is ready at {} (TLS; it read Pods, a Service and ServiceAccounts)",
+        activator.url()
+    ))?;
     let ca_pem = std::fs::read_to_string(activator.ca_file())?;
     let token = world.token(&APP)?;
     timeline.now("a token for the pod web-0, as the kubelet would mount it: podlight-activator token")?;
@@ -79,7 +82,11 @@ impl Story {
         let sidecar = world.sidecar(activator, app.port(), &self.token)?.start().await?;
         self.timeline.at(started, &format!("the sidecar starts; the app will need {APP_STARTS_IN:.1?}"))?;
         let told = self.told("not-ready").await?;
-        self.timeline.after(started, told.at, "the table has web-0 not-ready by the sidecar's word: token checked, key bound")?;
+        self.timeline.after(
+            started,
+            told.at,
+            "the table has web-0 not-ready by the sidecar's word: token checked, key bound",
+        )?;
 
         let told = self.told("ready").await?;
         let accepts = self.timeline.instant(app.accepting_since_us().await?);
@@ -110,7 +117,8 @@ impl Story {
         self.refused(activator, event, None, 401, "signed with a key of the forger's own, without a token").await?;
         let token = world.token(&THIEF)?;
         let event = forger.event(Kind::Draining).token(&token).sign();
-        self.refused(activator, event, Some(&token), 403, "the same with the valid token of another pod, thief-0").await?;
+        self.refused(activator, event, Some(&token), 403, "the same with the valid token of another pod, thief-0")
+            .await?;
         let state = self.state_in_table(activator).await?;
         ensure!(state == "ready", "the table has web-0 {state} after the forged events");
         self.timeline.now("the table still has web-0 ready")
@@ -129,7 +137,9 @@ impl Story {
         let acknowledged = said["ms"].as_u64().context("the drain does not say how long it took")?;
         self.timeline.at(prestop, "preStop starts")?;
         self.timeline.after(prestop, told?.at, "the table has web-0 draining: no new requests")?;
-        let text = format!("the hook ends: the sidecar had every replica's acknowledgement {acknowledged} ms after it was asked");
+        let text = format!(
+            "the hook ends: the sidecar had every replica's acknowledgement {acknowledged} ms after it was asked"
+        );
         self.timeline.after(prestop, Instant::now(), &text)
     }
 

@@ -131,7 +131,9 @@ fn is_label(text: &str) -> bool {
 
 fn is_subdomain(text: &str) -> bool {
     // Kubernetes bounds the whole name, not each label of it.
-    let part = |p: &str| !p.is_empty() && p.split('-').all(|s| s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()));
+    let part = |p: &str| {
+        !p.is_empty() && p.split('-').all(|s| s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
+    };
     let edges = |p: &str| !p.starts_with('-') && !p.ends_with('-');
     (1..=253).contains(&text.len()) && text.split('.').all(|p| part(p) && edges(p))
 }
@@ -294,7 +296,8 @@ impl Event {
         if self.addresses.is_empty() || self.addresses.len() > MAX_ADDRESSES {
             return Err(ShapeError::Addresses);
         }
-        let named = |port: &Port| port.name.len() <= 63 && port.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let named =
+            |port: &Port| port.name.len() <= 63 && port.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if self.ports.len() > MAX_PORTS || !self.ports.iter().all(|port| port.port != 0 && named(port)) {
             return Err(ShapeError::Ports);
         }

@@ -9,7 +9,9 @@ mod strict_json;
 
 pub use event::{Boot, Event, Kind, MAX_ADDRESSES, MAX_PORTS, Order, PodRef, PodUid, Port, Sequence, ShapeError};
 pub use reply::{Accepted, ErrorCode, Outcome, Problem};
-pub use signed::{EventError, FreshEvent, PublicKey, SigningKey, Thumbprint, UnverifiedEvent, VerifiedEvent, token_hash};
+pub use signed::{
+    EventError, FreshEvent, PublicKey, SigningKey, Thumbprint, UnverifiedEvent, VerifiedEvent, token_hash,
+};
 
 /// The audience of events and of the ServiceAccount tokens that vouch for them.
 pub const AUDIENCE: &str = "podlight";

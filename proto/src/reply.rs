@@ -150,6 +150,9 @@ mod tests {
         assert_eq!(serde_json::from_str::<Accepted>(json).expect("parses"), accepted);
 
         let problem = Problem { err: ErrorCode::AccessDenied, description: "no".into() };
-        assert_eq!(serde_json::to_string(&problem).expect("serializes"), r#"{"err":"access_denied","description":"no"}"#);
+        assert_eq!(
+            serde_json::to_string(&problem).expect("serializes"),
+            r#"{"err":"access_denied","description":"no"}"#
+        );
     }
 }

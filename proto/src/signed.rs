@@ -33,12 +33,12 @@ const SMALL_ORDER: [[u8; 32]; 7] = {
     let mut p_plus_one = minus_one;
     p_plus_one[0] = 0xee;
     let order_8 = [
-        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5, 0xdf, 0xac,
-        0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
+        0x26, 0xe8, 0x95, 0x8f, 0xc2, 0xb2, 0x27, 0xb0, 0x45, 0xc3, 0xf4, 0x89, 0xf2, 0xef, 0x98, 0xf0, 0xd5, 0xdf,
+        0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88, 0x6d, 0x53, 0xfc, 0x05,
     ];
     let minus_order_8 = [
-        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a, 0x20, 0x53,
-        0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
+        0xc7, 0x17, 0x6a, 0x70, 0x3d, 0x4d, 0xd8, 0x4f, 0xba, 0x3c, 0x0b, 0x76, 0x0d, 0x10, 0x67, 0x0f, 0x2a, 0x20,
+        0x53, 0xfa, 0x2c, 0x39, 0xcc, 0xc6, 0x4e, 0xc7, 0xfd, 0x77, 0x92, 0xac, 0x03, 0x7a,
     ];
     [zero, one, order_8, minus_order_8, minus_one, p, p_plus_one]
 };
@@ -74,7 +74,9 @@ pub enum EventError {
     #[error("the signature does not verify with the key in jwk")]
     Signature,
     /// `iat` is too far from the receiver's clock.
-    #[error("iat is {0} s off the receiver's clock, more than 30; synchronize the node's clock and sign each attempt anew")]
+    #[error(
+        "iat is {0} s off the receiver's clock, more than 30; synchronize the node's clock and sign each attempt anew"
+    )]
     Stale(i64),
     /// The boot lies more than a day ahead.
     #[error("boot is more than 24 h ahead of the receiver's clock")]
@@ -144,9 +146,8 @@ impl SigningKey {
 
     fn from_pair(pair: Ed25519KeyPair) -> Self {
         let x = BASE64URL.encode(pair.public_key());
-        let header = format!(
-            r#"{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"OKP","crv":"Ed25519","x":"{x}"}}}}"#
-        );
+        let header =
+            format!(r#"{{"typ":"{TYPE}","alg":"{ALGORITHM}","jwk":{{"kty":"OKP","crv":"Ed25519","x":"{x}"}}}}"#);
         Self { pair, encoded_header: BASE64URL.encode(header) }
     }
 
@@ -218,8 +219,7 @@ impl Serialize for EventsOut<'_> {
         }
         let Event { order, kind, revision, addresses, ports, ready, observed_at_ms, .. } = self.0;
         let Order { boot, seq } = *order;
-        let body =
-            Body { boot, seq, revision, addresses, ports, ready: *ready, observed_at_ms: *observed_at_ms };
+        let body = Body { boot, seq, revision, addresses, ports, ready: *ready, observed_at_ms: *observed_at_ms };
         serializer.collect_map([(kind.uri(), body)])
     }
 }
@@ -292,8 +292,7 @@ impl UnverifiedEvent {
         let key = parse_header(&decode(header)?)?;
         let claims = decode(claims)?;
         let signature = decode(signature)?.try_into().map_err(|_| EventError::Signature)?;
-        let claims: ClaimsIn<'_> =
-            strict_json::from_slice(&claims).map_err(|e| EventError::Claims(e.to_string()))?;
+        let claims: ClaimsIn<'_> = strict_json::from_slice(&claims).map_err(|e| EventError::Claims(e.to_string()))?;
         if claims.aud != Audience::Ours {
             return Err(EventError::Audience);
         }

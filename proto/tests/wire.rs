@@ -5,7 +5,8 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use podlight_proto::{
-    Boot, Event, EventError, Kind, MAX_EVENT_BYTES, Order, PodRef, Port, Sequence, SigningKey, UnverifiedEvent, token_hash,
+    Boot, Event, EventError, Kind, MAX_EVENT_BYTES, Order, PodRef, Port, Sequence, SigningKey, UnverifiedEvent,
+    token_hash,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -259,7 +260,8 @@ fn keys_of_small_order_are_refused_because_one_signature_fits_all() {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let pod = ("[a-z]([a-z0-9-]{0,20}[a-z0-9])?", "[a-z]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]{1,5})?", "[0-9a-f-]{1,36}");
+    let pod =
+        ("[a-z]([a-z0-9-]{0,20}[a-z0-9])?", "[a-z]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]{1,5})?", "[0-9a-f-]{1,36}");
     let integers = (1..=NOW_MS, 1..1_u64 << 53, 0..=NOW_MS);
     let port = ("[a-z0-9-]{0,15}", 1..=u16::MAX).prop_map(|(name, port)| Port { name, port });
     let lists = (

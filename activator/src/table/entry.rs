@@ -318,7 +318,9 @@ impl Told {
     const NOTHING: Self = Self { ready: false, since_ms: 0 };
 
     fn by_api(observed: &Observation) -> Self {
-        observed.ready.map_or(Self::NOTHING, |c| Self { ready: c.ready, since_ms: c.since_seconds.saturating_mul(1000) })
+        observed
+            .ready
+            .map_or(Self::NOTHING, |c| Self { ready: c.ready, since_ms: c.since_seconds.saturating_mul(1000) })
     }
 
     fn by_sidecar(pushed: &Pushed) -> Self {

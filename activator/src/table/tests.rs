@@ -62,12 +62,8 @@ fn event(name: &str, kind: Kind, order: (u64, u64), since: u64) -> Event {
 }
 
 fn service(selector: Option<&[(&str, &str)]>) -> Service {
-    let port = ServicePort {
-        name: "web".into(),
-        port: 80,
-        target: TargetPort::Name("http".into()),
-        protocol: Protocol::Tcp,
-    };
+    let port =
+        ServicePort { name: "web".into(), port: 80, target: TargetPort::Name("http".into()), protocol: Protocol::Tcp };
     Service { key: GroupKey::new("default", "web"), selector: selector.map(labels), ports: vec![port] }
 }
 
@@ -107,8 +103,7 @@ fn a_push_is_ahead_of_the_watch_and_the_watch_alone_is_enough() {
 fn terminating_beats_any_push() {
     let mut table = table_with(with_ready(observed("a", 1), true, 0));
     table.push(&event("a", Kind::Ready, (1, 1), 1), at(1)).expect("alive");
-    let leaving =
-        Observation { terminating_since_ms: Some(T0 + 2000), ..with_ready(observed("a", 2), true, 0) };
+    let leaving = Observation { terminating_since_ms: Some(T0 + 2000), ..with_ready(observed("a", 2), true, 0) };
     present(&mut table, leaving, at(2));
     table.push(&event("a", Kind::Ready, (2, 1), 3), at(3)).expect("alive");
     let verdict = endpoint(&table, "a").expect("listed").verdict;
@@ -368,9 +363,7 @@ fn tell(table: &mut Table, fact: &Fact) {
 fn consistent(facts: Vec<Fact>) -> Vec<Fact> {
     let mut kinds: BTreeMap<(u64, u64), Kind> = BTreeMap::new();
     let same = |fact: Fact| match fact {
-        Fact::Event(kind, order, since, ready) => {
-            Fact::Event(*kinds.entry(order).or_insert(kind), order, since, ready)
-        }
+        Fact::Event(kind, order, since, ready) => Fact::Event(*kinds.entry(order).or_insert(kind), order, since, ready),
         observed @ Fact::Observed(..) => observed,
     };
     facts.into_iter().map(same).collect()

@@ -125,7 +125,9 @@ fn verify_alone(events: &[String], tokens: Option<(&ParsedPublicKey, &[&Member])
                 scope.spawn(move || verify_part(events, tokens))
             })
             .collect();
-        let used = verifiers.into_iter().map(|verifier| verifier.join().map_err(|_| anyhow::anyhow!("a verifier panicked"))?);
+        let used = verifiers
+            .into_iter()
+            .map(|verifier| verifier.join().map_err(|_| anyhow::anyhow!("a verifier panicked"))?);
         used.sum()
     })
 }

@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use podlight_proto::{Boot, Event, Kind, Order, PodRef, Port, Sequence, SigningKey};
 
-use crate::control_plane::{ControlPlane, ContainerSpec, Options, PodSpec, PodState, ServiceSpec, TokenSpec, http_probe, uid};
+use crate::control_plane::{
+    ContainerSpec, ControlPlane, Options, PodSpec, PodState, ServiceSpec, TokenSpec, http_probe, uid,
+};
 use crate::sender::now_ms;
 
 const NAMESPACE: &str = "bench";
@@ -59,7 +61,8 @@ impl Fleet {
         let pods = control_plane.create_pods((0..size).map(pod).collect()).await.context("cannot create the pods")?;
         let specs: Vec<TokenSpec> = pods.iter().map(TokenSpec::for_pod).collect();
         let tokens = control_plane.tokens(&specs).await.context("cannot mint the tokens")?;
-        let members: Result<_> = pods.iter().zip(tokens).enumerate().map(|(n, (pod, token))| member(n, pod, token)).collect();
+        let members: Result<_> =
+            pods.iter().zip(tokens).enumerate().map(|(n, (pod, token))| member(n, pod, token)).collect();
         super::progress(&format!("{size} pods and their tokens on a real API server: {:.0?}", begun.elapsed()));
         Ok(Self { control_plane, members: members?, kubeconfig })
     }

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio::sync::mpsc;
 
-use crate::follow::{Change, Followed, follow, told_by_all};
 use super::report::Row;
 use super::standalone::{Standalone, certificates, pod_name};
 use super::usage::{millis, percentile};
 use crate::activator::Activator;
 use crate::app::App;
+use crate::follow::{Change, Followed, follow, told_by_all};
 use crate::sender::now_ms;
 
 const REPLICAS: usize = 3;
@@ -32,7 +32,8 @@ pub async fn measure() -> Result<Vec<Row>> {
     let activators = Arc::new(standalone.activators(REPLICAS).await?);
     let ca_pem = certificates(&activators)?;
     let token = standalone.token(0)?;
-    let followed = |activator: &Activator| Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone() };
+    let followed =
+        |activator: &Activator| Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone() };
     let mut changes = follow(activators.iter().map(followed).collect()).await?;
 
     let mut senders = Vec::new();
@@ -115,7 +116,8 @@ async fn round(
     app.set_ready(true);
     let begun = Instant::now();
     let sidecar = standalone.sidecar(pod, activators, app.port())?.start().await?;
-    told_by_all(changes, REPLICAS, "not ready", |change| change.state == "not-ready" && change.source == "pushed").await?;
+    told_by_all(changes, REPLICAS, "not ready", |change| change.state == "not-ready" && change.source == "pushed")
+        .await?;
 
     tokio::time::sleep_until((begun + after).into()).await;
     let accepts = Instant::now();

@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_when_it_is_complete() -> Result<()> {
-        let text = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
+        let text =
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello";
         for cut in 0..text.len() {
             assert_eq!(Answer::parse(&text.as_bytes()[..cut])?, None);
         }

@@ -79,7 +79,8 @@ fn is_static(elf: &[u8]) -> Option<bool> {
     let half = |at: usize| elf.get(at..at + 2)?.try_into().ok().map(u16::from_le_bytes).map(usize::from);
     let headers = usize::try_from(u64::from_le_bytes(elf.get(32..40)?.try_into().ok()?)).ok()?;
     let (size, count) = (half(54)?, half(56)?);
-    let mut kinds = (0..count).map(|n| elf.get(headers + n * size..)?.get(..4)?.try_into().ok().map(u32::from_le_bytes));
+    let mut kinds =
+        (0..count).map(|n| elf.get(headers + n * size..)?.get(..4)?.try_into().ok().map(u32::from_le_bytes));
     let magic = elf.starts_with(b"\x7fELF\x02\x01");
     magic.then(|| kinds.all(|kind| kind.is_some_and(|kind| kind != PT_INTERP)))
 }

@@ -70,7 +70,11 @@ impl Standalone {
     pub async fn activators(&self, count: usize) -> Result<Vec<Activator>> {
         let mut activators = Vec::new();
         for n in 0..count {
-            let spec = ActivatorSpec::standalone(&self.folder.path().join("manifests"), &self.folder.path().join("issuer.key")).flag("replica", &format!("replica-{n}"));
+            let spec = ActivatorSpec::standalone(
+                &self.folder.path().join("manifests"),
+                &self.folder.path().join("issuer.key"),
+            )
+            .flag("replica", &format!("replica-{n}"));
             activators.push(spec.flag("log", "warn").self_signed().start().await?);
         }
         fs::write(self.bundle(), certificates(&activators)?)?;

@@ -275,6 +275,7 @@ async fn attempt(
 async fn reviews_in_flight(client: &kube::Client) -> Result<f64> {
     let metrics = client.request_text(http::Request::get("/metrics").body(Vec::new())?).await?;
     let line = r#"apiserver_current_inflight_requests{request_kind="mutating"} "#;
-    let value = metrics.lines().find_map(|l| l.strip_prefix(line)).context("the API server tells no requests in flight")?;
+    let value =
+        metrics.lines().find_map(|l| l.strip_prefix(line)).context("the API server tells no requests in flight")?;
     Ok(value.trim().parse()?)
 }

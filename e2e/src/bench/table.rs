@@ -254,12 +254,8 @@ impl Shuffle {
 
 fn service(name: &str) -> Service {
     let selector: Labels = [("app".into(), name.into())].into();
-    let port = ServicePort {
-        name: "http".into(),
-        port: 80,
-        target: TargetPort::Name("http".into()),
-        protocol: Protocol::Tcp,
-    };
+    let port =
+        ServicePort { name: "http".into(), port: 80, target: TargetPort::Name("http".into()), protocol: Protocol::Tcp };
     Service { key: GroupKey::new(NAMESPACE, name), selector: Some(selector), ports: vec![port] }
 }
 

@@ -69,7 +69,11 @@ impl World {
     }
 
     pub(super) async fn activator(&self) -> Result<Activator> {
-        ActivatorSpec::standalone(&self.folder().join("manifests"), &self.folder().join("issuer.key")).flag("replica", "activator-0").self_signed().start().await
+        ActivatorSpec::standalone(&self.folder().join("manifests"), &self.folder().join("issuer.key"))
+            .flag("replica", "activator-0")
+            .self_signed()
+            .start()
+            .await
     }
 
     pub(super) fn sidecar(&self, activator: &Activator, app_port: u16, token: &str) -> Result<SidecarSpec> {
@@ -120,10 +124,16 @@ impl World {
         let curl = format!("curl -s --cacert {ca} -H \"Authorization: Bearer $(cat {token})\"");
         let (admin, sidecar_admin, port) = (activator.admin_url(), sidecar.admin_url(), app.port());
         Ok(vec![
-            ("the table in this terminal, live", format!("{program} status --watch --server {url} --ca {ca} --token-file {token}")),
+            (
+                "the table in this terminal, live",
+                format!("{program} status --watch --server {url} --ca {ca} --token-file {token}"),
+            ),
             ("one Service as JSON", format!("{curl} {url}/v1/targets/{NAMESPACE}/{SERVICE}")),
             ("every change as it comes, beside the two lines below", format!("{curl} -N {url}/v1/watch")),
-            ("make the app fail its probe, and recover", format!("curl -s http://127.0.0.1:{port}/fail; sleep 3; curl -s http://127.0.0.1:{port}/recover")),
+            (
+                "make the app fail its probe, and recover",
+                format!("curl -s http://127.0.0.1:{port}/fail; sleep 3; curl -s http://127.0.0.1:{port}/recover"),
+            ),
             ("how late the table learned of each change", format!("curl -s {admin}/metrics | grep discovery_lag")),
             ("what the sidecar says of itself", format!("curl -s {sidecar_admin}/status")),
         ])

@@ -65,7 +65,8 @@ fn one_service_wakes_its_own_waiters_only() {
     let (mut publisher, groups, _) = Publisher::new();
     publisher.publish(change("a", None));
     publisher.publish(change("b", None));
-    let subscribe = |name| groups.by_key.load().get(&GroupKey::new("default", name)).expect("there").changed.subscribe();
+    let subscribe =
+        |name| groups.by_key.load().get(&GroupKey::new("default", name)).expect("there").changed.subscribe();
     let (a, b) = (subscribe("a"), subscribe("b"));
     publisher.publish(change("a", Some(ready_endpoint("10.0.0.1"))));
     assert_eq!((a.has_changed().ok(), b.has_changed().ok()), (Some(true), Some(false)));

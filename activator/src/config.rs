@@ -143,10 +143,10 @@ pub struct RunArgs {
     /// Most pods with a bound key.
     #[arg(long, env = "PODLIGHT_MAX_SESSIONS", default_value_t = IngestConfig::MAX_SESSIONS.to_string())]
     max_sessions: String,
-    /// Most events of everybody together: <per second>:<burst>.
+    /// Most events of everybody together: `<per second>:<burst>`.
     #[arg(long, env = "PODLIGHT_RATE", default_value_t = written(IngestConfig::RATE))]
     rate: String,
-    /// Most events of one source address: <per second>:<burst>.
+    /// Most events of one source address: `<per second>:<burst>`.
     #[arg(long, env = "PODLIGHT_SOURCE_RATE", default_value_t = written(IngestConfig::SOURCE_RATE))]
     source_rate: String,
     /// Most TokenReviews at once.

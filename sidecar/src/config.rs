@@ -52,7 +52,7 @@ pub enum Command {
 /// Flags of the sidecar itself. All are texts here, so that every fault can be told at once.
 #[derive(Debug, ArgGroup)]
 pub struct RunArgs {
-    /// A probe: <http|https|tcp|grpc>://[address]:<port>[/path or /service][?period=1s&timeout=1s&failure=3&success=1&header=Name:value].
+    /// A probe: `<http|https|tcp|grpc>://[address]:<port>[/path or /service][?period=1s&timeout=1s&failure=3&success=1&header=Name:value]`.
     /// Repeat for more: the pod is ready when all pass. Without an address the pod's own is asked, as the kubelet does.
     #[arg(long, env = "PODLIGHT_PROBES", value_delimiter = ' ')]
     probe: Vec<String>,
@@ -60,7 +60,7 @@ pub struct RunArgs {
     #[arg(long, env = "PODLIGHT_ACTIVATOR", value_delimiter = ',')]
     activator: Vec<String>,
     /// Base URL of the headless Service of the activator's replicas.
-    /// [default: https://podlight-activator-events.<activator-namespace>.svc:8443]
+    /// `[default: https://podlight-activator-events.<activator-namespace>.svc:8443]`
     #[arg(long, env = "PODLIGHT_ACTIVATOR_SERVICE")]
     activator_service: Option<String>,
     /// Namespace that the activator runs in.

@@ -152,7 +152,7 @@ pub fn print(group: &str, rows: &[Row]) -> Result<()> {
     Ok(stdout.flush()?)
 }
 
-/// What the marks of [`print`] mean.
+/// What the marks of [`print()`] mean.
 pub const LEGEND: &str = "✗ short of must   ~ short of aim   ✓ as wanted   · informs\n";
 
 fn render(group: &str, rows: &[Row], coloured: bool) -> String {

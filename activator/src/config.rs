@@ -420,7 +420,9 @@ impl RunArgs {
             None if self.cluster_from.is_some() => Some(AuthMode::Jwks),
             None => Some(AuthMode::Hybrid),
         };
-        let replica = self.replica.as_deref().or(self.hostname.as_deref()).unwrap_or_default().trim();
+        // Shells keep HOSTNAME to themselves; the kernel tells everybody.
+        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let replica = self.replica.as_deref().or(self.hostname.as_deref()).unwrap_or(&node).trim();
         if replica.is_empty() {
             faults.add("replica", "is needed: the host has no name");
         }
@@ -503,7 +505,7 @@ impl TryFrom<TokenArgs> for TokenConfig {
                 namespace: args.namespace,
                 service_account: args.service_account,
                 pod_name: args.pod,
-                pod_uid: pod.uid().clone(),
+                pod_uid: *pod.uid(),
                 audience: args.audience,
                 seconds: lifetime.as_secs(),
                 issuer: args.issuer,

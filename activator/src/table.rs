@@ -156,6 +156,8 @@ struct Row {
     seen_in: ListEpoch,
     /// When a pushed state that the watch has not shown yet was applied.
     ahead_since: Option<Duration>,
+    /// Where it stands in [`Table::lease_checks`].
+    lease_check: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -229,7 +231,9 @@ pub struct Table {
     slices: HashMap<SliceKey, (Arc<Slice>, ListEpoch)>,
     slices_of: HashMap<GroupKey, BTreeSet<SliceKey>>,
     namespaces: HashMap<Arc<str>, Namespace>,
-    leases: BTreeSet<(Duration, PodUid)>,
+    /// When to look at a pod's lease: one moment a leased pod, at or before the lease's end. A lease that was renewed
+    /// since is looked at again at its new end, so that a heartbeat moves nothing here.
+    lease_checks: BTreeSet<(Duration, PodUid)>,
     gone: HashMap<PodUid, Duration>,
     gone_order: VecDeque<(Duration, PodUid)>,
     gone_evicted: u64,
@@ -257,10 +261,10 @@ impl Table {
             return Err(PodGone);
         }
         if !self.rows.contains_key(uid) {
-            self.insert_row(uid.clone(), event.pod.namespace());
+            self.insert_row(*uid, event.pod.namespace());
         }
         let row = self.rows.get_mut(uid).expect("just inserted");
-        let before = row.entry.pushed.as_ref().map(|p| (p.ready, p.observed_at_ms, p.lease_until));
+        let before = row.entry.pushed.as_ref().map(|p| (p.ready, p.observed_at_ms));
         // Whether the watch confirms the event shows once it is merged; the lease follows from that.
         let outcome = row.entry.merge_event(event, Duration::ZERO);
         let heartbeat_after_seconds =
@@ -270,11 +274,13 @@ impl Table {
         let boot = pushed.order.boot;
         if pushed.order == event.order && outcome == Outcome::Applied {
             pushed.lease_until = now.uptime + Duration::from_secs(lease_seconds.into());
-            if let Some((_, _, until)) = before {
-                self.leases.remove(&(until, uid.clone()));
+            if row.lease_check.is_none_or(|check| pushed.lease_until < check) {
+                if let Some(check) = row.lease_check.replace(pushed.lease_until) {
+                    self.lease_checks.remove(&(check, *uid));
+                }
+                self.lease_checks.insert((pushed.lease_until, *uid));
             }
-            self.leases.insert((pushed.lease_until, uid.clone()));
-            if before.map(|(ready, since, _)| (ready, since)) != Some((pushed.ready, pushed.observed_at_ms)) {
+            if before != Some((pushed.ready, pushed.observed_at_ms)) {
                 let lag = Duration::from_millis(now.wall_ms.saturating_sub(pushed.observed_at_ms));
                 self.timings.push(Timing::Lag(Source::Pushed, lag));
                 row.ahead_since = (!row.entry.confirmed()).then_some(now.uptime);
@@ -297,7 +303,7 @@ impl Table {
                 let listed = self.pod_lists.begun;
                 let unlisted = |row: &Row| row.entry.observed.is_some() && row.seen_in < listed;
                 let gone: Vec<PodUid> =
-                    self.rows.iter().filter(|(_, row)| unlisted(row)).map(|(uid, _)| uid.clone()).collect();
+                    self.rows.iter().filter(|(_, row)| unlisted(row)).map(|(uid, _)| *uid).collect();
                 gone.iter().for_each(|uid| self.remove_pod(uid, now.uptime));
             }
             Update::Fetched(observation, asked_in) => {
@@ -314,15 +320,18 @@ impl Table {
 
     /// Lets leases run out that end at or before `uptime`, and forgets pods deleted long ago.
     pub fn expire(&mut self, uptime: Duration) {
-        while let Some((until, uid)) = self.leases.first().cloned() {
-            if until > uptime {
+        while let Some((check, uid)) = self.lease_checks.first().copied() {
+            if check > uptime {
                 break;
             }
-            self.leases.remove(&(until, uid.clone()));
-            if self.rows.get(&uid).is_some_and(|row| row.entry.observed.is_none()) {
-                self.remove_row(&uid);
-            } else {
-                self.refresh(&uid, uptime);
+            self.lease_checks.remove(&(check, uid));
+            let Some(row) = self.rows.get_mut(&uid) else { continue };
+            let end = row.entry.pushed.as_ref().map(|pushed| pushed.lease_until).filter(|end| *end > uptime);
+            row.lease_check = end;
+            match end {
+                Some(end) => drop(self.lease_checks.insert((end, uid))),
+                None if row.entry.observed.is_none() => self.remove_row(&uid),
+                None => self.refresh(&uid, uptime),
             }
         }
         while let Some((since, uid)) = self.gone_order.front() {
@@ -339,7 +348,7 @@ impl Table {
 
     /// When [`Table::expire`] next has something to do.
     pub fn next_expiry(&self) -> Option<Duration> {
-        let lease = self.leases.first().map(|(until, _)| *until);
+        let lease = self.lease_checks.first().map(|(until, _)| *until);
         let gone = self.gone_order.front().map(|(since, _)| *since + GONE_FOR);
         lease.into_iter().chain(gone).min()
     }
@@ -374,7 +383,7 @@ impl Table {
     pub fn sizes(&self) -> Sizes {
         Sizes {
             pods: self.rows.len(),
-            leased: self.leases.len(),
+            leased: self.lease_checks.len(),
             services: self.groups.len(),
             gone: self.gone.len(),
             gone_evicted: self.gone_evicted,
@@ -382,9 +391,9 @@ impl Table {
     }
 
     fn observe(&mut self, observation: Arc<Observation>, seen_in: ListEpoch, now: Now) {
-        let uid = observation.pod.uid().clone();
+        let uid = *observation.pod.uid();
         if !self.rows.contains_key(&uid) {
-            self.insert_row(uid.clone(), observation.pod.namespace());
+            self.insert_row(uid, observation.pod.namespace());
         }
         let row = self.rows.get_mut(&uid).expect("just inserted");
         row.seen_in = row.seen_in.max(seen_in);
@@ -428,7 +437,7 @@ impl Table {
         let left = std::mem::replace(&mut row.groups, groups);
         let left: Vec<GroupKey> = left.into_iter().filter(|key| !row.groups.contains(key)).collect();
         for key in left {
-            self.remove_endpoint(&key, &EndpointId::Pod(uid.clone()));
+            self.remove_endpoint(&key, &EndpointId::Pod(*uid));
         }
         self.refresh(uid, uptime);
     }
@@ -442,7 +451,7 @@ impl Table {
         }
         let verdict = row.entry.verdict(uptime);
         let addresses = row.entry.addresses();
-        let id = EndpointId::Pod(uid.clone());
+        let id = EndpointId::Pod(*uid);
         for key in &row.groups {
             let Some(group) = self.groups.get_mut(key) else { continue };
             let Some(service) = &group.service else { continue };
@@ -476,21 +485,22 @@ impl Table {
     }
 
     fn insert_row(&mut self, uid: PodUid, namespace: &Arc<str>) {
-        self.namespaces.entry(Arc::clone(namespace)).or_default().pods.insert(uid.clone());
+        self.namespaces.entry(Arc::clone(namespace)).or_default().pods.insert(uid);
         let row = Row {
             entry: Entry::default(),
             namespace: Arc::clone(namespace),
             groups: Vec::new(),
             seen_in: ListEpoch::default(),
             ahead_since: None,
+            lease_check: None,
         };
         self.rows.insert(uid, row);
     }
 
     fn remove_pod(&mut self, uid: &PodUid, uptime: Duration) {
         self.remove_row(uid);
-        self.gone.insert(uid.clone(), uptime);
-        self.gone_order.push_back((uptime, uid.clone()));
+        self.gone.insert(*uid, uptime);
+        self.gone_order.push_back((uptime, *uid));
         if self.gone_order.len() > GONE_MAX {
             self.expire(uptime);
         }
@@ -498,11 +508,11 @@ impl Table {
 
     fn remove_row(&mut self, uid: &PodUid) {
         let Some(row) = self.rows.remove(uid) else { return };
-        if let Some(pushed) = &row.entry.pushed {
-            self.leases.remove(&(pushed.lease_until, uid.clone()));
+        if let Some(check) = row.lease_check {
+            self.lease_checks.remove(&(check, *uid));
         }
         for key in &row.groups {
-            self.remove_endpoint(key, &EndpointId::Pod(uid.clone()));
+            self.remove_endpoint(key, &EndpointId::Pod(*uid));
         }
         if let Some(namespace) = self.namespaces.get_mut(&row.namespace) {
             namespace.pods.remove(uid);
@@ -696,7 +706,7 @@ fn mark(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey, change: En
 
 fn slice_endpoint(slice: &Slice, endpoint: &group::SliceEndpoint) -> Endpoint {
     let id = match &endpoint.pod {
-        Some(pod) => EndpointId::Pod(pod.uid().clone()),
+        Some(pod) => EndpointId::Pod(*pod.uid()),
         None => EndpointId::Address(slice.key.clone(), endpoint.address),
     };
     let verdict =

@@ -1,6 +1,6 @@
 //! The real `podlight-sidecar` as a process, for a pod that a test has made.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Mutex;
 
@@ -22,6 +22,7 @@ use crate::sender::{REVISION_LABEL, Reply};
 pub struct SidecarSpec {
     flags: Vec<(String, String)>,
     token: String,
+    program: Option<PathBuf>,
 }
 
 impl SidecarSpec {
@@ -32,7 +33,7 @@ impl SidecarSpec {
         let addresses = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
         let addresses: Vec<&str> = addresses.map(|address| address.ip.as_str()).collect();
         let revision = metadata.labels.as_ref().and_then(|labels| labels.get(REVISION_LABEL));
-        Self { flags: Vec::new(), token: token.to_owned() }
+        Self { flags: Vec::new(), token: token.to_owned(), program: None }
             .flag("namespace", &text(&metadata.namespace))
             .flag("pod", &text(&metadata.name))
             .flag("uid", &text(&metadata.uid))
@@ -55,6 +56,12 @@ impl SidecarSpec {
     /// Any flag.
     pub fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs this build of it.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
         self
     }
 
@@ -87,7 +94,7 @@ impl Sidecar {
     /// # Errors
     /// As [`SidecarSpec::start`].
     pub async fn start(&self) -> Result<()> {
-        let program = binary("podlight-sidecar")?;
+        let program = self.spec.program.clone().map_or_else(|| binary("podlight-sidecar"), Ok)?;
         let process = Process::start(&program, &self.folder.path().join("log"), |command| {
             command.args(self.spec.flags.iter().map(|(name, value)| format!("--{name}={value}")));
             command.arg(format!("--token={}", self.token_file().display()));

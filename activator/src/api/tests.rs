@@ -292,7 +292,7 @@ async fn a_watch_tells_the_state_and_then_each_change() {
     assert_eq!((&change.data["id"], &change.data["endpoint"]["state"]), (&json!("uid-a"), &json!("ready")));
     assert_eq!(change.id, Some(format!("i1-{}", fixture.feed.newest())));
 
-    let uid = pod("a", 2, true).pod.uid().clone();
+    let uid = *pod("a", 2, true).pod.uid();
     fixture.apply([Update::Pod(Change::Gone(uid))]).await;
     assert_eq!(
         events.expect("endpoint-gone").await.data,

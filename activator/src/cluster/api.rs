@@ -103,7 +103,7 @@ impl Reviewed {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
             pod_name: pod.map(|(name, _)| name.to_owned()),
-            pod_uid: pod.map(|(_, uid)| uid.clone()),
+            pod_uid: pod.map(|(_, uid)| *uid),
             username: format!("system:serviceaccount:{namespace}:{service_account}"),
             groups: vec![
                 "system:serviceaccounts".to_owned(),

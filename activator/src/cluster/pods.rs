@@ -63,7 +63,7 @@ impl Pods {
             Change::ListBegan => known.begun.0 += 1,
             Change::Present(observation) => {
                 let row = Row { observation: Arc::clone(observation), seen_in: known.begun };
-                known.rows.insert(observation.pod.uid().clone(), row);
+                known.rows.insert(*observation.pod.uid(), row);
             }
             Change::Gone(uid) => {
                 known.rows.remove(uid);

@@ -110,7 +110,7 @@ impl Ingest {
             return Err(Refusal::NotSynced);
         }
         let Received { event, token, peer, _place } = received;
-        let pod = event.unverified_pod().uid().clone();
+        let pod = *event.unverified_pod().uid();
         let admission = match &token {
             None => self.admit_by_key(event, peer).await?,
             Some(header) => self.admit_by_token(event, bearer(header)?, peer).await?,

@@ -153,7 +153,7 @@ impl Claim<'_> {
         if *event.revision != *pod.revision {
             return Err(OwnershipError::Revision);
         }
-        Ok(Owned { pod: event.pod.uid().clone() })
+        Ok(Owned { pod: *event.pod.uid() })
     }
 
     fn check_addresses(&self, pod: &Observation) -> Result<(), OwnershipError> {
@@ -214,14 +214,14 @@ impl Ownership {
         let asked_in = self.kubernetes.list_epoch();
         let (kubernetes, table, wanted) = (self.kubernetes.clone(), self.table.clone(), pod.clone());
         let call = || async move { get(&kubernetes, &table, &wanted, asked_in).await };
-        let found = match self.gets.join(pod.uid().clone(), call).await {
+        let found = match self.gets.join(*pod.uid(), call).await {
             Ok(found) => found,
             Err(NoAnswer::Full) => Err(OwnershipError::Overloaded),
             Err(NoAnswer::Lost) => Err(OwnershipError::Unavailable(None)),
         };
         if matches!(found, Err(OwnershipError::NoSuchPod)) {
             let now = self.clock.now().uptime;
-            locked(&self.gone).insert(pod.uid().clone(), (), now + GONE_FOR, now);
+            locked(&self.gone).insert(*pod.uid(), (), now + GONE_FOR, now);
         }
         found
     }

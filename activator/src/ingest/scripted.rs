@@ -183,7 +183,7 @@ impl Scripted {
     /// Lets the watch show a pod, and a GET find it.
     pub(super) fn show(&self, observation: Observation) {
         let observation = Arc::new(observation);
-        locked(&self.state).watched.insert(observation.pod.uid().clone(), Arc::clone(&observation));
+        locked(&self.state).watched.insert(*observation.pod.uid(), Arc::clone(&observation));
         self.show_live(&observation);
     }
 

@@ -215,7 +215,7 @@ impl Sessions {
                         (count < self.most).then_some(count + 1)
                     });
                     taken.map_err(|_| SessionError::Full)?;
-                    shard.insert(uid.clone(), session);
+                    shard.insert(*uid, session);
                 }
             },
         }

@@ -79,7 +79,7 @@ fn present(table: &mut Table, observation: Observation, now: Now) {
 }
 
 fn endpoint(table: &Table, name: &str) -> Option<Arc<Endpoint>> {
-    let id = EndpointId::Pod(pod(name).uid().clone());
+    let id = EndpointId::Pod(*pod(name).uid());
     table.group(&GroupKey::new("default", "web"))?.endpoint(&id).cloned()
 }
 
@@ -216,7 +216,7 @@ fn heartbeats_are_slow_once_the_watch_confirms() {
 #[test]
 fn a_deleted_pod_does_not_come_back_by_a_push_or_a_late_get() {
     let mut table = table_with(observed("a", 1));
-    table.apply(Update::Pod(Change::Gone(pod("a").uid().clone())), at(1));
+    table.apply(Update::Pod(Change::Gone(*pod("a").uid())), at(1));
     assert_eq!(table.push(&event("a", Kind::Ready, (1, 1), 1), at(2)), Err(PodGone));
     table.apply(Update::Fetched(Arc::new(observed("a", 1)), ListEpoch(0)), at(2));
     assert_eq!(endpoint(&table, "a"), None);
@@ -397,7 +397,7 @@ proptest! {
         for (version, (index, ready, gone)) in steps.into_iter().enumerate() {
             let name = format!("p{index}");
             if gone {
-                table.apply(Update::Pod(Change::Gone(pod(&name).uid().clone())), at(1));
+                table.apply(Update::Pod(Change::Gone(*pod(&name).uid())), at(1));
             } else {
                 present(&mut table, with_ready(observed(&name, version as u64 + 2), ready, 1), at(1));
             }

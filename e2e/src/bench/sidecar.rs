@@ -1,6 +1,7 @@
 //! What a sidecar takes on a node: memory once it is steady, probing a ready app and telling three replicas over TLS, and the size
 //! of its one file.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,6 +24,16 @@ const LOOKS: usize = 5;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
+/// The sidecar as its image has it, where `make dist` has built that; else the one that the tests run.
+fn program() -> Result<(PathBuf, &'static str)> {
+    let tested = binary("podlight-sidecar")?;
+    let shipped = tested.parent().and_then(Path::parent).map(|target| target.join("dist/podlight-sidecar"));
+    Ok(match shipped.filter(|shipped| shipped.exists()) {
+        Some(shipped) => (shipped, "as shipped"),
+        None => (tested, "release profile: make dist first"),
+    })
+}
+
 /// Measures all figures.
 ///
 /// # Errors
@@ -34,7 +45,8 @@ pub async fn measure() -> Result<Vec<Row>> {
     let mut app = App::new()?;
     app.set_ready(true);
     app.listen().await?;
-    let sidecar = standalone.sidecar(0, &activators, app.port())?.start().await?;
+    let (program, build) = program()?;
+    let sidecar = standalone.sidecar(0, &activators, app.port())?.program(&program).start().await?;
     for activator in &activators {
         eventually("every replica has the sidecar's word", async || {
             let leased = activator.metrics().await?.sum("podlight_table_leased_pods", &[]);
@@ -51,22 +63,22 @@ pub async fn measure() -> Result<Vec<Row>> {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     ensure!(sidecar.is_running(), "the sidecar has ended: {}", sidecar.log_tail());
-    let steady = format!("sidecar, steady, {REPLICAS} replicas over TLS");
+    let steady = format!("sidecar ({build}), steady, {REPLICAS} replicas over TLS");
     Ok(vec![
         Row::new(format!("{steady}: resident"), "MiB", resident).bounds(8.0, 6.0),
         Row::new(format!("{steady}: anonymous"), "MiB", anonymous).bounds(2.0, 1.0),
-        Row::new("sidecar binary, static, stripped", "MiB", stripped_mib()?).bounds(8.0, 6.0),
+        Row::new(format!("sidecar ({build}), static and stripped binary"), "MiB", stripped_mib(&program)?)
+            .bounds(8.0, 6.0),
     ])
 }
 
 /// Size of a stripped copy of the binary.
-fn stripped_mib() -> Result<f64> {
-    let program = binary("podlight-sidecar")?;
-    let elf = std::fs::read(&program)?;
+fn stripped_mib(program: &Path) -> Result<f64> {
+    let elf = std::fs::read(program)?;
     ensure!(is_static(&elf).context("the sidecar is no ELF file")?, "the sidecar is not linked statically");
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("podlight-sidecar");
-    let status = Command::new("strip").arg("-o").arg(&copy).arg(&program).status();
+    let status = Command::new("strip").arg("-o").arg(&copy).arg(program).status();
     match status.context("cannot run strip (binutils)")? {
         status if status.success() => Ok(std::fs::metadata(copy)?.len() as f64 / MIB),
         status => bail!("strip ended with {status}"),

@@ -76,7 +76,7 @@ pub async fn measure_jwks(fleet: &Fleet) -> Result<Vec<Row>> {
     let mut rows = vec![
         Row::new(format!("{name}: all applied"), "s", kept.took.as_secs_f64()).bounds(3.0, 2.0),
         Row::new(format!("{name}: most resident, from the start on"), "MiB", kept.peak_mib).bounds(120.0, 80.0),
-        Row::new("· resident before it, all pods listed", "MiB", kept.before_mib),
+        Row::new("↳ resident before it, all pods listed", "MiB", kept.before_mib),
     ];
     let name = "the same, a new TLS connection for each pod";
     rows.push(Row::new(format!("{name}: all applied"), "s", own.took.as_secs_f64()));
@@ -112,10 +112,10 @@ pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
     let pods = PODS as f64;
     let mut rows = vec![
         Row::new(format!("{name}: all applied"), "s", storm.took.as_secs_f64()).bounds(12.0, 6.0),
-        Row::new(format!("· TokenReviews for the {PODS} pods"), "", reviews as f64).bounds(pods, pods),
-        Row::new("· most TokenReviews at once, by the API server's count", "", in_flight).bounds(16.0, 16.0),
-        Row::new("· pods lost", "", lost(&replica).await?).bounds(0.0, 0.0),
-        Row::new("· most resident", "MiB", storm.peak_mib),
+        Row::new(format!("↳ TokenReviews for the {PODS} pods"), "", reviews as f64).bounds(pods, pods),
+        Row::new("↳ most TokenReviews at once, by the API server's count", "", in_flight).bounds(16.0, 16.0),
+        Row::new("↳ pods lost", "", lost(&replica).await?).bounds(0.0, 0.0),
+        Row::new("↳ most resident", "MiB", storm.peak_mib),
     ];
     rows.extend(details(&storm));
     Ok(rows)
@@ -123,10 +123,10 @@ pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
 
 fn details(storm: &Storm) -> [Row; 4] {
     [
-        Row::new("· half of them applied", "s", percentile(&storm.applied_ms, 50) / 1e3),
-        Row::new("· CPU that the activator used", "s", storm.cpu.as_secs_f64()),
-        Row::new("· answers that put a pod off", "", storm.put_off as f64),
-        Row::new("· connections that failed", "", storm.broken as f64),
+        Row::new("↳ half of them applied", "s", percentile(&storm.applied_ms, 50) / 1e3),
+        Row::new("↳ CPU that the activator used", "s", storm.cpu.as_secs_f64()),
+        Row::new("↳ answers that put a pod off", "", storm.put_off as f64),
+        Row::new("↳ connections that failed", "", storm.broken as f64),
     ]
 }
 

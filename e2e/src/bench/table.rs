@@ -48,8 +48,9 @@ pub fn measure() -> Result<Vec<Row>> {
         let figure = format!("the same, but always the same {FEW} of the {MANY} pods");
         rows.push(compare(&figure, || Ok((many.round(FEW)?, few.round(FEW)?)))?.informing());
         if size.is_some() {
-            rows.push(lookups(&many, true)?);
-            rows.push(lookups(&many, false)?);
+            rows.push(lookups(&many, "100 Services that are asked for", 1_000)?.bounds(120.0, 60.0));
+            rows.push(lookups(&many, "one Service", 10)?);
+            rows.push(lookups(&many, "all Services, none in any cache", MANY)?);
         }
         let (mut many, mut few) = (Bare::new(MANY, size)?, Bare::new(FEW, size)?);
         let figure = format!("apply alone at {MANY} pods, {grouping}");
@@ -72,16 +73,16 @@ fn compare(figure: &str, mut round: impl FnMut() -> Result<(Duration, Duration)>
     Ok(row.beside(&format!("at {FEW} pods"), median(few), median(&ratios)).bounds(2.0, 1.2))
 }
 
-/// Times `Groups::get` and the look-up of an endpoint in what it returns.
-fn lookups(owned: &Owned, scattered: bool) -> Result<Row> {
+/// Times `Groups::get` and the look-up of an endpoint in what it returns, for pods among the first `among` in no order.
+fn lookups(owned: &Owned, what: &str, among: usize) -> Result<Row> {
     let pods = &owned.pods.pods;
-    let mut order = Shuffle::new(pods.len());
+    let mut order = Shuffle::new(among);
     let mut nanos = Vec::new();
     for _ in 0..ROUNDS {
         // Names of the asker's own, as a request would bring them: the table's are not brought to the cache by it.
         let wanted: Vec<(String, EndpointId)> = (0..LOOKUPS)
-            .map(|_| if scattered { order.next() } else { 0 })
-            .map(|n| anyhow::Ok((pods[n].service.to_string(), EndpointId::Pod(own(&pods[n].pod)?.uid().clone()))))
+            .map(|_| &pods[order.next()])
+            .map(|pod| anyhow::Ok((pod.service.to_string(), EndpointId::Pod(*own(&pod.pod)?.uid()))))
             .collect::<Result<_>>()?;
         let begun = thread_cpu();
         let mut found = 0;
@@ -92,9 +93,7 @@ fn lookups(owned: &Owned, scattered: bool) -> Result<Row> {
         nanos.push(thread_cpu().saturating_sub(begun).as_secs_f64() * 1e9 / LOOKUPS as f64);
         ensure!(found == LOOKUPS, "{found} of {LOOKUPS} endpoints found");
     }
-    let what = if scattered { "any of the Services in turn" } else { "the same Service again and again" };
-    let row = Row::new(format!("snapshot load + look-up at {MANY} pods, {what}"), "ns", median(&nanos[1..]));
-    Ok(if scattered { row.bounds(120.0, 60.0) } else { row })
+    Ok(Row::new(format!("snapshot load + look-up at {MANY} pods, {what}"), "ns", median(&nanos[1..])))
 }
 
 /// Pods and the state each was last told to be in.

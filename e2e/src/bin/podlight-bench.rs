@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing_to_stderr(&error);
+            tell(&error);
             ExitCode::FAILURE
         }
     }
@@ -22,7 +22,7 @@ fn run() -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench::run(&groups))
 }
 
-fn tracing_to_stderr(error: &anyhow::Error) {
+fn tell(error: &anyhow::Error) {
     use std::io::Write as _;
     // Nobody is left to tell when stderr is closed.
     let _ = writeln!(std::io::stderr(), "podlight-bench: {error:#}");

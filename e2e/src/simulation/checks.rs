@@ -42,7 +42,7 @@ impl World {
     pub(super) fn check_agreement(&self) -> Result<(), Violation> {
         for (index, chosen) in self.cluster.services.iter().enumerate() {
             for pod in 0..self.pods.len() {
-                let id = EndpointId::Pod(self.pods[pod].identity.uid().clone());
+                let id = EndpointId::Pod(*self.pods[pod].identity.uid());
                 let object = self.cluster.objects[pod].as_deref().filter(|object| chosen.selects(&object.labels));
                 let expected = object.map(|object| effective(object, self.word(pod), self.drained(pod)));
                 let mut first = None;

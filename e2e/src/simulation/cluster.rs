@@ -177,7 +177,7 @@ impl World {
     pub(super) fn remove(&mut self, pod: usize) {
         if let Some(object) = self.cluster.objects[pod].take() {
             self.cluster.version += 1;
-            self.log(PODS, Update::Pod(Change::Gone(object.pod.uid().clone())));
+            self.log(PODS, Update::Pod(Change::Gone(*object.pod.uid())));
         }
     }
 

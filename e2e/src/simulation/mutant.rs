@@ -119,7 +119,7 @@ impl Bend {
             Mutant::TieTooWide => shift(&mut pod, |second| second - 1),
             Mutant::ObservationsByArrival => pod.resource_version = self.arrivals,
             Mutant::LabelsFrozen => {
-                let first = self.labels.entry(pod.pod.uid().clone()).or_insert_with(|| pod.labels.clone());
+                let first = self.labels.entry(*pod.pod.uid()).or_insert_with(|| pod.labels.clone());
                 pod.labels.clone_from(first);
             }
             Mutant::UidIgnored => drop(self.named.insert(Arc::clone(pod.pod.name()), pod.pod.clone())),
@@ -130,9 +130,9 @@ impl Bend {
 
     /// What becomes of an event on its way into the table.
     pub(super) fn event(&mut self, mut event: Event) -> Option<Event> {
-        let uid = event.pod.uid().clone();
+        let uid = *event.pod.uid();
         let newest = self.newest.get(&uid).copied();
-        self.newest.insert(uid.clone(), newest.map_or(event.order, |newest| newest.max(event.order)));
+        self.newest.insert(uid, newest.map_or(event.order, |newest| newest.max(event.order)));
         self.arrivals += 1;
         #[expect(clippy::wildcard_enum_match_arm, reason = "the other mutants bend other things")]
         match self.mutant {

@@ -83,7 +83,7 @@ impl Knowledge {
             }
             Update::Pod(Change::Present(pod)) => {
                 if let Some(listed) = &mut self.pod_list {
-                    listed.insert(pod.pod.uid().clone());
+                    listed.insert(*pod.pod.uid());
                 }
                 self.known(pod.pod.uid(), now).gone = false;
                 self.saw(pod, now);
@@ -92,7 +92,7 @@ impl Knowledge {
             Update::Pod(Change::ListDone) => {
                 let listed = self.pod_list.take().unwrap_or_default();
                 let unlisted = |(uid, known): &(&PodUid, &Known)| known.observed.is_some() && !listed.contains(*uid);
-                let gone: Vec<PodUid> = self.pods.iter().filter(unlisted).map(|(uid, _)| uid.clone()).collect();
+                let gone: Vec<PodUid> = self.pods.iter().filter(unlisted).map(|(uid, _)| *uid).collect();
                 gone.iter().for_each(|uid| self.forget(uid));
             }
             Update::Fetched(pod, asked_in) => {
@@ -167,7 +167,7 @@ impl Knowledge {
         now: u64,
     ) -> Result<(), (&'static str, String)> {
         let Some(observed) = known.observed.as_deref().filter(|o| service.selects(&o.labels)) else { return Ok(()) };
-        let Some(endpoint) = snapshot.endpoint(&EndpointId::Pod(uid.clone())) else {
+        let Some(endpoint) = snapshot.endpoint(&EndpointId::Pod(*uid)) else {
             return Err(("membership", format!("{uid} is not in {:?}", service.key)));
         };
         let word = known.newest.map(|(order, ready, since_ms)| Word {
@@ -214,7 +214,7 @@ impl Knowledge {
     }
 
     fn known(&mut self, uid: &PodUid, now: u64) -> &mut Known {
-        let known = self.pods.entry(uid.clone()).or_default();
+        let known = self.pods.entry(*uid).or_default();
         // What is known by push alone stays until its lease ends.
         if known.observed.is_none() && known.lease_until <= now && !known.gone {
             *known = Known::default();
@@ -230,7 +230,7 @@ impl Knowledge {
     }
 
     fn forget(&mut self, uid: &PodUid) {
-        self.pods.insert(uid.clone(), Known { gone: true, ..Known::default() });
+        self.pods.insert(*uid, Known { gone: true, ..Known::default() });
     }
 }
 

@@ -186,7 +186,7 @@ impl Replica {
             (_, Some(binding_expires)) => Session { key: message.key, boot, binding_expires },
             (_, None) => return Answer::Reply(Reply::TokenWanted),
         };
-        self.sessions.insert(uid.clone(), session);
+        self.sessions.insert(*uid, session);
         self.deceived |= !message.genuine;
         Answer::Reply(self.push(event, now))
     }
@@ -247,7 +247,7 @@ impl Replica {
             Change::ListBegan => self.listing = Some(HashMap::new()),
             Change::Present(pod) => {
                 let pods = self.listing.as_mut().unwrap_or(&mut self.pods);
-                pods.insert(pod.pod.uid().clone(), Arc::clone(pod));
+                pods.insert(*pod.pod.uid(), Arc::clone(pod));
             }
             Change::Gone(uid) => drop(self.pods.remove(uid)),
             Change::ListDone => {

@@ -175,7 +175,7 @@ impl World {
             observed_at_ms,
         };
         let sidecar = actor.sidecar.as_ref();
-        let token = Token { pod: event.pod.uid().clone(), expires: sidecar.map_or(0, |s| s.token_expires) };
+        let token = Token { pod: *event.pod.uid(), expires: sidecar.map_or(0, |s| s.token_expires) };
         Message {
             from: pod,
             genuine: true,

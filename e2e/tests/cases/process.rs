@@ -32,7 +32,7 @@ async fn faults_of_the_configuration_are_all_told_before_anything_is_bound() -> 
     let output = run("podlight-activator", &arguments).await?;
     let said = String::from_utf8(output.stderr)?;
     assert_eq!(output.status.code(), Some(64), "{said}");
-    for flag in ["--tls-cert", "--auth", "--max-sessions", "--rate", "--replica"] {
+    for flag in ["--tls-cert", "--auth", "--max-sessions", "--rate"] {
         assert!(said.contains(flag), "{flag} is not told of:\n{said}");
     }
     let admin = format!("--admin-listen={}", taken.local_addr()?);

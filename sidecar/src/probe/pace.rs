@@ -8,8 +8,8 @@ const FASTEST: Duration = Duration::from_millis(5);
 /// The interval that it relaxes to, and that of an app that was ready once.
 const RELAXED: Duration = Duration::from_millis(100);
 
-/// Intervals of one probe. While the app starts each is a hundredth longer than the one before, so that
-/// asking adds about a hundredth to the time that the start took; while it is well they are the period; while there is doubt they are short, so that the thresholds decide soon.
+/// Intervals of one probe. While the app starts each is a little longer than the one before, so that
+/// asking adds about half a hundredth to the time that the start took; while it is well they are the period; while there is doubt they are short, so that the thresholds decide soon.
 #[derive(Debug)]
 pub(crate) struct Pace {
     period: Duration,
@@ -30,7 +30,7 @@ impl Pace {
             (true, true) => self.period,
             (true, false) => RELAXED,
             (false, _) => {
-                let longer = (self.starting * 101 / 100).min(RELAXED);
+                let longer = (self.starting * 201 / 200).min(RELAXED);
                 std::mem::replace(&mut self.starting, longer)
             }
         };
@@ -45,15 +45,15 @@ mod tests {
     #[test]
     fn a_starting_app_is_asked_fast_and_then_less_so() {
         let mut pace = Pace::new(Duration::from_secs(1));
-        let intervals: Vec<Duration> = (0..400).map(|_| pace.after(false, false)).collect();
+        let intervals: Vec<Duration> = (0..800).map(|_| pace.after(false, false)).collect();
         assert_eq!(intervals[0], FASTEST);
         assert!(intervals.is_sorted());
         let mut elapsed = Duration::ZERO;
         for interval in intervals.iter().take_while(|interval| **interval < RELAXED) {
-            assert!(*interval <= FASTEST + elapsed / 100);
+            assert!(*interval <= FASTEST + elapsed / 200);
             elapsed += *interval;
         }
-        assert_eq!(intervals[399], RELAXED);
+        assert_eq!(intervals[799], RELAXED);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Site {
 
     fn state(&self) -> Option<State> {
         let group = self.groups.get("shop", "web")?;
-        Some(group.endpoint(&EndpointId::Pod(pod("web-0").uid().clone()))?.verdict.state)
+        Some(group.endpoint(&EndpointId::Pod(*pod("web-0").uid()))?.verdict.state)
     }
 
     async fn send(&self, sent: Sent) -> Answer {
@@ -528,7 +528,7 @@ async fn a_pod_that_a_get_found_is_in_the_table_before_its_event() {
     let sidecar = Sidecar { pod: pod("web-9"), ..Sidecar::new(1, 10) }.with_claims(|_| {});
     site.accepted(sidecar.vouched(Kind::Ready, 1), "applied").await;
     let group = site.groups.get("shop", "web").expect("a group");
-    let endpoint = group.endpoint(&EndpointId::Pod(pod("web-9").uid().clone())).expect("an endpoint");
+    let endpoint = group.endpoint(&EndpointId::Pod(*pod("web-9").uid())).expect("an endpoint");
     assert_eq!(endpoint.verdict.state, State::NotReady, "its gate is known to be closed");
     assert_eq!(site.calls(), (1, 1, 1));
 }
@@ -539,7 +539,7 @@ async fn a_deleted_pod_is_refused_and_forgotten() {
     let sidecar = Sidecar::new(1, 10);
     site.accepted(sidecar.vouched(Kind::Ready, 1), "applied").await;
     // The table has heard of the deletion, the map of pods not yet.
-    site.ingest.table.update(Update::Pod(Change::Gone(pod("web-0").uid().clone()))).await;
+    site.ingest.table.update(Update::Pod(Change::Gone(*pod("web-0").uid()))).await;
     site.refused(sidecar.event(Kind::Heartbeat, 2), 403, "access_denied", "deleted").await;
     assert_eq!(site.ingest.sessions.len(), 0);
     site.script.delete(&pod("web-0"));

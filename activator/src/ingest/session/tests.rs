@@ -117,13 +117,13 @@ fn fresh(name: &str, seed: u8, boot: u64) -> FreshEvent {
 }
 
 fn token(name: &str) -> VerifiedToken {
-    let bound = TokenPod { name: name.into(), uid: pod(name).uid().clone() };
+    let bound = TokenPod { name: name.into(), uid: *pod(name).uid() };
     let subject = Subject { namespace: "shop".into(), service_account: "web".into(), pod: Some(bound) };
     VerifiedToken::assumed(subject, VALID)
 }
 
 fn contact(sessions: &Sessions, name: &str, at: u64, alive: &[&str]) -> Result<(), SessionError> {
-    let (owned, token) = (Owned::assumed(pod(name).uid().clone()), token(name));
+    let (owned, token) = (Owned::assumed(*pod(name).uid()), token(name));
     let is_alive = |uid: &PodUid| alive.iter().any(|name| pod(name).uid() == uid);
     sessions.admit(fresh(name, 1, 10), &owned, Voucher::Token(&token), moment(at), is_alive).map(|_| ())
 }
@@ -132,7 +132,7 @@ fn contact(sessions: &Sessions, name: &str, at: u64, alive: &[&str]) -> Result<(
 fn a_refused_event_changes_nothing() {
     let sessions = Sessions::new(8);
     contact(&sessions, "web-0", 0, &[]).expect("first contact");
-    let (owned, uid) = (Owned::assumed(pod("web-0").uid().clone()), pod("web-0").uid().clone());
+    let (owned, uid) = (Owned::assumed(*pod("web-0").uid()), *pod("web-0").uid());
     let refused = sessions.admit(fresh("web-0", 2, 11), &owned, Voucher::Key, moment(0), |_| true);
     assert!(matches!(refused, Err(SessionError::OtherKey)));
     let other = token("web-0");
@@ -146,7 +146,7 @@ fn a_refused_event_changes_nothing() {
 #[test]
 fn the_proofs_must_be_of_the_events_own_pod() {
     let sessions = Sessions::new(8);
-    let (own, other) = (Owned::assumed(pod("web-0").uid().clone()), Owned::assumed(pod("web-1").uid().clone()));
+    let (own, other) = (Owned::assumed(*pod("web-0").uid()), Owned::assumed(*pod("web-1").uid()));
     for (owned, token) in [(&other, token("web-0")), (&own, token("web-1"))] {
         let refused = sessions.admit(fresh("web-0", 1, 10), owned, Voucher::Token(&token), moment(0), |_| true);
         assert!(matches!(refused, Err(SessionError::OtherPod)));

@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 100000
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,8 +20,10 @@ help: ## Print this
 build: ## Build the binaries, statically linked, and the tests with them
 	$(CARGO) build $(PROFILE) --workspace --all-targets
 
-dist: ## Build the binaries as the images ship them
+dist: dist-sidecar ## Build the binaries as the images ship them
 	$(CARGO) build $(PROFILE) -p podlight-activator --bins
+
+dist-sidecar:
 	$(CARGO) build --locked --profile dist -p podlight-sidecar --bins
 
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
@@ -39,7 +41,7 @@ test: build control-plane ## All tests, those against a real API server included
 simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
 	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) -p podlight-e2e --test simulation -- --nocapture
 
-bench: build control-plane ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
+bench: build dist-sidecar control-plane ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
 	@$(BIN)/podlight-bench $(ROWS)
 
 fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each

@@ -220,3 +220,9 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 fn as_gauge(n: usize) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
 }
+
+/// Reads a token's shape, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_token(text: &str, now_ms: u64) -> bool {
+    token::UnverifiedToken::parse(text, &[], now_ms).is_ok()
+}

@@ -346,5 +346,16 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Looks at the requests of a connection in one piece and in two, cut anywhere, for the fuzz target: whether the
+/// two disagree.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_heads(bytes: &[u8], cut: usize) -> bool {
+    let (first, second) = bytes.split_at(cut.min(bytes.len()));
+    let (mut whole, mut pieces) = (head::HeadScan::new(), head::HeadScan::new());
+    let conflict = whole.take(bytes);
+    let in_pieces = [pieces.take(first), pieces.take(second)].contains(&true);
+    (conflict, whole.mid_head(), whole.heads()) != (in_pieces, pieces.mid_head(), pieces.heads())
+}
+
 #[cfg(test)]
 mod tests;

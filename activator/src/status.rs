@@ -356,5 +356,18 @@ impl<'a, W: Write> Screen<'a, W> {
     }
 }
 
+/// Reads server-sent events and prints them, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_events(bytes: &[u8]) {
+    let (mut reader, mut out) = (EventReader::default(), Vec::new());
+    let mut screen = Screen::new(&mut out);
+    reader.push(bytes);
+    while let Some(event) = reader.next_event() {
+        if screen.take(&event).is_err() {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -137,9 +137,8 @@ impl Story {
         let acknowledged = said["ms"].as_u64().context("the drain does not say how long it took")?;
         self.timeline.at(prestop, "preStop starts")?;
         self.timeline.after(prestop, told?.at, "the table has web-0 draining: no new requests")?;
-        let text = format!(
-            "the hook ends: the sidecar had every replica's acknowledgement {acknowledged} ms after it was asked"
-        );
+        let within = acknowledged + 1;
+        let text = format!("the hook ends: within {within} ms of its request every replica had acknowledged");
         self.timeline.after(prestop, Instant::now(), &text)
     }
 

@@ -108,11 +108,13 @@ pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
     let in_flight = in_flight.await??;
     let reviews = fleet.control_plane.token_reviews()? - reviews_before;
     ensure!(in_flight >= 1.0 && reviews >= 1, "the API server tells of no review: nothing was measured");
+    let unanswered = replica.metrics().await?.sum("podlight_token_reviews_total", &[("result", "unavailable")]);
     let name = format!("storm of {PODS} first contacts, hybrid, a new TLS connection for each pod");
     let pods = PODS as f64;
     let mut rows = vec![
         Row::new(format!("{name}: all applied"), "s", storm.took.as_secs_f64()).bounds(12.0, 6.0),
         Row::new(format!("↳ TokenReviews for the {PODS} pods"), "", reviews as f64).bounds(pods, pods),
+        Row::new("↳ of these not answered, by the activator's count", "", unanswered),
         Row::new("↳ most TokenReviews at once, by the API server's count", "", in_flight).bounds(16.0, 16.0),
         Row::new("↳ pods lost", "", lost(&replica).await?).bounds(0.0, 0.0),
         Row::new("↳ most resident", "MiB", storm.peak_mib),

@@ -67,6 +67,11 @@ pub struct Pacing {
 impl Pacing {
     /// A lease outlives two lost heartbeats.
     const LEASE_HEARTBEATS: u32 = 3;
+
+    /// How long the word of a sidecar counts that is to be heard again after so many seconds.
+    pub(crate) const fn lease_seconds(heartbeat_after_seconds: u32) -> u32 {
+        heartbeat_after_seconds.saturating_mul(Self::LEASE_HEARTBEATS)
+    }
 }
 
 impl Default for Pacing {
@@ -269,7 +274,7 @@ impl Table {
         let outcome = row.entry.merge_event(event, Duration::ZERO);
         let heartbeat_after_seconds =
             if row.entry.confirmed() { self.pacing.confirmed_seconds } else { self.pacing.unconfirmed_seconds };
-        let lease_seconds = heartbeat_after_seconds.saturating_mul(Pacing::LEASE_HEARTBEATS);
+        let lease_seconds = Pacing::lease_seconds(heartbeat_after_seconds);
         let pushed = row.entry.pushed.as_mut().expect("an event was merged");
         let boot = pushed.order.boot;
         if pushed.order == event.order && outcome == Outcome::Applied {

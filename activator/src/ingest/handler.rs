@@ -209,7 +209,7 @@ impl Ingest {
 /// The answer to an event that does not reach the table: another key's boot holds. To be followed up at once.
 fn superseded(boot: podlight_proto::Boot, pacing: Pacing) -> Transition {
     let heartbeat_after_seconds = pacing.unconfirmed_seconds;
-    let lease_seconds = heartbeat_after_seconds.saturating_mul(3);
+    let lease_seconds = Pacing::lease_seconds(heartbeat_after_seconds);
     Transition { outcome: Outcome::Superseded, boot, heartbeat_after_seconds, lease_seconds }
 }
 

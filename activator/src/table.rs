@@ -114,6 +114,8 @@ pub struct GroupChange {
     pub key: GroupKey,
     /// Its endpoints now; none when the Service is gone.
     pub snapshot: Option<Arc<GroupSnapshot>>,
+    /// Whether the Service itself came or changed.
+    pub service: bool,
     /// The endpoints that changed, in order, each at most once per update.
     pub endpoints: Vec<EndpointChange>,
 }
@@ -170,6 +172,7 @@ struct Group {
     /// None while only slices know of the Service.
     service: Option<Arc<Service>>,
     snapshot: Arc<GroupSnapshot>,
+    service_changed: bool,
     changed: Vec<EndpointChange>,
     /// Whether it is among the dirty ones.
     queued: bool,
@@ -363,13 +366,14 @@ impl Table {
         let mut groups = Vec::with_capacity(self.dirty.len() + self.removed.len());
         // A Service that went and came back is told as both.
         for key in std::mem::take(&mut self.removed) {
-            groups.push(GroupChange { key, snapshot: None, endpoints: Vec::new() });
+            groups.push(GroupChange { key, snapshot: None, service: false, endpoints: Vec::new() });
         }
         for key in std::mem::take(&mut self.dirty) {
             let Some(group) = self.groups.get_mut(&key) else { continue };
             group.queued = false;
             let endpoints = std::mem::take(&mut group.changed);
-            groups.push(GroupChange { key, snapshot: Some(Arc::clone(&group.snapshot)), endpoints });
+            let service = std::mem::take(&mut group.service_changed);
+            groups.push(GroupChange { key, snapshot: Some(Arc::clone(&group.snapshot)), service, endpoints });
         }
         Changes { groups, timings: std::mem::take(&mut self.timings) }
     }
@@ -542,6 +546,9 @@ impl Table {
                 if before.as_ref() == Some(&service) {
                     return;
                 }
+                Arc::make_mut(&mut group.snapshot).set_service(Arc::clone(&service));
+                group.service_changed = true;
+                queue(&mut self.dirty, group, &key);
                 let namespace = self.namespaces.entry(Arc::clone(&key.namespace)).or_default();
                 if let Some(before) = before {
                     namespace.remove_service(&before);
@@ -564,7 +571,7 @@ impl Table {
     fn remove_service(&mut self, key: &GroupKey, uptime: Duration) {
         let Some(service) = self.groups.get(key).and_then(|group| group.service.clone()) else { return };
         // A Service without selector chooses nobody: its members leave it first, then it goes.
-        let nobody = Service { selector: None, ..(*service).clone() };
+        let nobody = Service::new(service.key.clone());
         self.choose_again(&nobody, uptime);
         self.groups.remove(key);
         self.removed.push(key.clone());
@@ -691,7 +698,14 @@ fn open_group<'a>(
     groups.entry(key.clone()).or_insert_with(|| {
         dirty.push(key.clone());
         let snapshot = Arc::new(GroupSnapshot::empty(key.clone()));
-        Group { service: None, snapshot, changed: Vec::new(), queued: true, seen_in: ListEpoch::default() }
+        Group {
+            service: None,
+            snapshot,
+            service_changed: false,
+            changed: Vec::new(),
+            queued: true,
+            seen_in: ListEpoch::default(),
+        }
     })
 }
 
@@ -703,10 +717,14 @@ fn put_endpoint(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey, en
 }
 
 fn mark(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey, change: EndpointChange) {
+    queue(dirty, group, key);
+    group.changed.push(change);
+}
+
+fn queue(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey) {
     if !std::mem::replace(&mut group.queued, true) {
         dirty.push(key.clone());
     }
-    group.changed.push(change);
 }
 
 fn slice_endpoint(slice: &Slice, endpoint: &group::SliceEndpoint) -> Endpoint {

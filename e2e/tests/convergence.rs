@@ -146,7 +146,7 @@ fn shuffled(facts: &[Fact], random: &mut Random) -> Vec<Fact> {
 
 fn table() -> Table {
     let mut table = Table::new(Pacing::default());
-    let service = Service { key: GroupKey::new("default", "web"), selector: Some(labels()), ports: Vec::new() };
+    let service = Service { selector: Some(labels()), ..Service::new(GroupKey::new("default", "web")) };
     table.apply(Update::Service(Change::Present(Arc::new(service))), NOW);
     table
 }

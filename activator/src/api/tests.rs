@@ -94,14 +94,15 @@ fn pod(name: &str, version: u64, ready: bool) -> Observation {
 
 fn service(name: &str) -> Service {
     Service {
-        key: GroupKey::new("shop", name),
         selector: Some(BTreeMap::from([("app".into(), name.into())])),
         ports: vec![ServicePort {
             name: "http".into(),
             port: 80,
             target: TargetPort::Number(8080),
             protocol: Protocol::Tcp,
+            app_protocol: None,
         }],
+        ..Service::new(GroupKey::new("shop", name))
     }
 }
 

@@ -181,7 +181,7 @@ impl Reader {
         let target = TargetName::of(&item.group);
         let id = Some(item.id);
         match &item.what {
-            FeedWhat::ServiceAdded => self.event("target", id, &target),
+            FeedWhat::Service(_) => self.event("target", id, &target),
             FeedWhat::ServiceRemoved => self.event("target-gone", id, &target),
             FeedWhat::Endpoint(endpoint_id, endpoint) => {
                 let name = if endpoint.is_some() { "endpoint" } else { "endpoint-gone" };

@@ -60,13 +60,57 @@ pub struct ServicePort {
     pub target: TargetPort,
     /// Its protocol.
     pub protocol: Protocol,
+    /// `appProtocol`: what the pods speak on it, as `kubernetes.io/h2c` or `https`.
+    pub app_protocol: Option<Arc<str>>,
 }
 
-/// A Service, reduced to what decides its endpoints.
+/// What kind of Service it is to a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServiceKind {
+    /// It has virtual addresses of its own; NodePort and LoadBalancer are this too.
+    #[default]
+    Cluster,
+    /// `clusterIP: None`: its pods are all there is.
+    Headless,
+    /// An alias in DNS: it has neither pods nor addresses.
+    ExternalName,
+}
+
+/// An IP family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub const fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// A Service, reduced to what decides its endpoints and how requests reach them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// Which Service.
     pub key: GroupKey,
+    /// `metadata.uid`: a Service made anew under the same name is another one.
+    pub uid: Arc<str>,
+    /// `metadata.creationTimestamp` in seconds since the epoch; 0 when there is none.
+    pub created_seconds: u64,
+    /// What kind it is.
+    pub kind: ServiceKind,
+    /// Its virtual addresses, in the order of its families; empty when it has none.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `ipFamilies`: which addresses of a pod are to be preferred; empty when it does not say.
+    pub families: Vec<Family>,
+    /// `publishNotReadyAddresses`: its pods are to be reached although they are not ready.
+    pub publish_not_ready: bool,
+    /// Its annotations that begin with `podlight.dev/`, by the rest of their name.
+    pub annotations: Labels,
     /// Which pods it chooses; none when its EndpointSlices are made by somebody else. An empty selector in the
     /// API is none here.
     pub selector: Option<Labels>,
@@ -75,6 +119,22 @@ pub struct Service {
 }
 
 impl Service {
+    /// A Service that chooses nobody and has nothing.
+    pub fn new(key: GroupKey) -> Self {
+        Self {
+            key,
+            uid: "".into(),
+            created_seconds: 0,
+            kind: ServiceKind::Cluster,
+            cluster_ips: Vec::new(),
+            families: Vec::new(),
+            publish_not_ready: false,
+            annotations: Labels::new(),
+            selector: None,
+            ports: Vec::new(),
+        }
+    }
+
     /// Whether the Service chooses a pod with these labels.
     pub fn selects(&self, labels: &Labels) -> bool {
         self.selector.as_ref().is_some_and(|selector| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))
@@ -188,6 +248,7 @@ struct Member {
 #[derive(Debug, Clone)]
 pub struct GroupSnapshot {
     key: GroupKey,
+    service: Option<Arc<Service>>,
     members: imbl::GenericHashMap<EndpointId, Member, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>,
     ready: imbl::Vector<Arc<Endpoint>>,
 }
@@ -195,12 +256,21 @@ pub struct GroupSnapshot {
 impl GroupSnapshot {
     /// A Service without endpoints.
     pub fn empty(key: GroupKey) -> Self {
-        Self { key, members: imbl::GenericHashMap::default(), ready: imbl::Vector::new() }
+        Self { key, service: None, members: imbl::GenericHashMap::default(), ready: imbl::Vector::new() }
     }
 
     /// Which Service this is.
     pub fn key(&self) -> &GroupKey {
         &self.key
+    }
+
+    /// The Service itself; none while only slices know of it.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.service.as_ref()
+    }
+
+    pub(super) fn set_service(&mut self, service: Arc<Service>) {
+        self.service = Some(service);
     }
 
     /// All endpoints, ready or not, in no order.

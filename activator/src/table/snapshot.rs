@@ -94,8 +94,8 @@ pub struct FeedItem {
 /// What happened to a Service.
 #[derive(Debug, Clone)]
 pub enum FeedWhat {
-    /// It exists now, or changed as a whole.
-    ServiceAdded,
+    /// It came or changed itself; with its endpoints as they were then.
+    Service(Arc<GroupSnapshot>),
     /// It is gone, with all its endpoints.
     ServiceRemoved,
     /// An endpoint came or changed; gone when none.
@@ -173,7 +173,7 @@ impl Publisher {
         let added = self.publish_membership(&changes.groups);
         let mut fresh: Vec<FeedItem> = Vec::new();
         for change in changes.groups {
-            let GroupChange { key, snapshot, endpoints } = change;
+            let GroupChange { key, snapshot, service, endpoints } = change;
             let mut log = |what| {
                 fresh.push(FeedItem { id: self.next_id, group: key.clone(), what });
                 self.next_id += 1;
@@ -182,8 +182,8 @@ impl Publisher {
                 log(FeedWhat::ServiceRemoved);
                 continue;
             };
-            if added.contains(&key) {
-                log(FeedWhat::ServiceAdded);
+            if service || added.contains(&key) {
+                log(FeedWhat::Service(Arc::clone(&snapshot)));
             }
             endpoints.into_iter().for_each(|change| log(FeedWhat::Endpoint(change.id, change.endpoint)));
             if let Some(published) = self.by_key.load().get(&key) {

@@ -62,9 +62,14 @@ fn event(name: &str, kind: Kind, order: (u64, u64), since: u64) -> Event {
 }
 
 fn service(selector: Option<&[(&str, &str)]>) -> Service {
-    let port =
-        ServicePort { name: "web".into(), port: 80, target: TargetPort::Name("http".into()), protocol: Protocol::Tcp };
-    Service { key: GroupKey::new("default", "web"), selector: selector.map(labels), ports: vec![port] }
+    let port = ServicePort {
+        name: "web".into(),
+        port: 80,
+        target: TargetPort::Name("http".into()),
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+    };
+    Service { selector: selector.map(labels), ports: vec![port], ..Service::new(GroupKey::new("default", "web")) }
 }
 
 fn table_with(observation: Observation) -> Table {

@@ -253,9 +253,14 @@ impl Shuffle {
 
 fn service(name: &str) -> Service {
     let selector: Labels = [("app".into(), name.into())].into();
-    let port =
-        ServicePort { name: "http".into(), port: 80, target: TargetPort::Name("http".into()), protocol: Protocol::Tcp };
-    Service { key: GroupKey::new(NAMESPACE, name), selector: Some(selector), ports: vec![port] }
+    let port = ServicePort {
+        name: "http".into(),
+        port: 80,
+        target: TargetPort::Name("http".into()),
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+    };
+    Service { selector: Some(selector), ports: vec![port], ..Service::new(GroupKey::new(NAMESPACE, name)) }
 }
 
 fn observation(pod: &BenchPod) -> Observation {

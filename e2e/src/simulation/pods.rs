@@ -86,8 +86,8 @@ pub(super) fn app_label(app: usize) -> Labels {
 
 pub(super) fn service(index: usize, app: usize) -> Arc<Service> {
     let target = TargetPort::Name("http".into());
-    let port = ServicePort { name: "".into(), port: 80, target, protocol: Protocol::Tcp };
-    Arc::new(Service { key: service_key(index), selector: Some(app_label(app)), ports: vec![port] })
+    let port = ServicePort { name: "".into(), port: 80, target, protocol: Protocol::Tcp, app_protocol: None };
+    Arc::new(Service { selector: Some(app_label(app)), ports: vec![port], ..Service::new(service_key(index)) })
 }
 
 pub(super) fn service_key(index: usize) -> GroupKey {

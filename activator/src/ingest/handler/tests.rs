@@ -38,7 +38,7 @@ impl Site {
         change(&mut config);
         let ingest = Ingest::over(config, Kubernetes::Scripted(Arc::clone(&script)), table, clock);
         let selector = Some([("app".into(), "web".into())].into());
-        let service = Service { key: GroupKey::new("shop", "web"), selector, ports: Vec::new() };
+        let service = Service { selector, ..Service::new(GroupKey::new("shop", "web")) };
         ingest.table.update(Update::Service(Change::Present(Arc::new(service)))).await;
         let site = Self { script, router: router(Arc::clone(&ingest)), ingest, groups };
         site.show(observation(&pod("web-0"))).await;

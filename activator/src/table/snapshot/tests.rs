@@ -26,12 +26,18 @@ fn change(service: &str, endpoint: Option<Arc<Endpoint>>) -> Changes {
         snapshot.put(Arc::clone(&endpoint));
         endpoints.push(EndpointChange { id: endpoint.id.clone(), endpoint: Some(endpoint) });
     }
-    Changes { groups: vec![GroupChange { key, snapshot: Some(Arc::new(snapshot)), endpoints }], timings: Vec::new() }
+    Changes {
+        groups: vec![GroupChange { key, snapshot: Some(Arc::new(snapshot)), service: false, endpoints }],
+        timings: Vec::new(),
+    }
 }
 
 fn removal(service: &str) -> Changes {
     let key = GroupKey::new("default", service);
-    Changes { groups: vec![GroupChange { key, snapshot: None, endpoints: Vec::new() }], timings: Vec::new() }
+    Changes {
+        groups: vec![GroupChange { key, snapshot: None, service: false, endpoints: Vec::new() }],
+        timings: Vec::new(),
+    }
 }
 
 #[tokio::test]
@@ -80,7 +86,7 @@ async fn the_feed_numbers_changes_and_says_so_when_it_no_longer_holds_them() {
     feed.wait_beyond(1).await;
     let items = feed.since(0, 10).expect("held");
     assert_eq!(items.iter().map(|i| i.id).collect::<Vec<_>>(), [1, 2]);
-    assert!(matches!(items[0].what, FeedWhat::ServiceAdded));
+    assert!(matches!(items[0].what, FeedWhat::Service(_)));
     assert!(matches!(items[1].what, FeedWhat::Endpoint(_, Some(_))));
     assert_eq!(feed.since(1, 10).expect("held").len(), 1);
     assert_eq!(feed.since(2, 10).expect("held").len(), 0);

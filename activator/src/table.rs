@@ -4,19 +4,22 @@
 //! Invariants: entries only move upwards (see [`entry`]), so all replicas end alike; a pod whose deletion was
 //! applied never comes back by a push; one update costs what it touches, never the size of the table.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use podlight_proto::{Boot, Event, Outcome, PodUid};
+use slab::Slab;
+use smallvec::SmallVec;
 
 pub mod entry;
 pub mod group;
 pub mod owner;
 pub mod snapshot;
+mod verdicts;
 
-use entry::{Entry, Labels, Now, Observation, Source, State};
-use group::{Endpoint, EndpointId, GroupKey, GroupSnapshot, Service, Slice, SliceKey};
+use entry::{Entry, Labels, Now, Observation, Source, Verdict};
+use group::{Endpoint, EndpointFacts, EndpointId, GroupKey, GroupSnapshot, Service, Slice, SliceKey, Slot};
 
 /// How long the uid of a deleted pod is remembered, so that a push which was under way when the deletion was
 /// applied cannot bring it back. Longer than any request lives.
@@ -98,26 +101,48 @@ pub struct Transition {
 #[error("the pod has been deleted")]
 pub struct PodGone;
 
-/// One endpoint that came, changed or went.
+/// What became of one endpoint.
 #[derive(Debug, Clone)]
-pub struct EndpointChange {
+pub enum EndpointChange {
+    /// It came or changed: this is what it is now.
+    Now(Endpoint),
+    /// It is gone.
+    Gone(EndpointId),
+}
+
+impl EndpointChange {
     /// Which endpoint.
-    pub id: EndpointId,
-    /// What it is now; none when it is gone.
-    pub endpoint: Option<Arc<Endpoint>>,
+    pub fn id(&self) -> &EndpointId {
+        match self {
+            Self::Now(endpoint) => &endpoint.id,
+            Self::Gone(id) => id,
+        }
+    }
 }
 
 /// What changed in one Service.
 #[derive(Debug, Clone)]
 pub struct GroupChange {
-    /// Which Service.
-    pub key: GroupKey,
-    /// Its endpoints now; none when the Service is gone.
-    pub snapshot: Option<Arc<GroupSnapshot>>,
-    /// Whether the Service itself came or changed.
-    pub service: bool,
-    /// The endpoints that changed, in order, each at most once per update.
-    pub endpoints: Vec<EndpointChange>,
+    /// Its place in the table: its own while it exists, another's afterwards.
+    pub index: GroupIndex,
+    /// What became of it.
+    pub what: GroupWhat,
+}
+
+/// What became of one Service.
+#[derive(Debug, Clone)]
+pub enum GroupWhat {
+    /// It is gone.
+    Gone(GroupKey),
+    /// It came or changed.
+    Now {
+        /// All its endpoints.
+        snapshot: Arc<GroupSnapshot>,
+        /// Whether the Service itself came or changed.
+        service: bool,
+        /// The endpoints that changed, in order, each at most once per update.
+        endpoints: Vec<EndpointChange>,
+    },
 }
 
 /// How late the table learned of a change, or how early.
@@ -153,12 +178,32 @@ pub struct Sizes {
     pub gone_evicted: u64,
 }
 
+/// The place of a Service in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupIndex(usize);
+
+impl GroupIndex {
+    pub(crate) fn get(self) -> usize {
+        self.0
+    }
+}
+
+/// A pod's place in a Service that chooses it.
+#[derive(Debug)]
+struct Membership {
+    group: GroupIndex,
+    slot: Slot,
+    facts: Arc<EndpointFacts>,
+}
+
 #[derive(Debug)]
 struct Row {
     entry: Entry,
     namespace: Arc<str>,
-    /// The Services that choose this pod.
-    groups: Vec<GroupKey>,
+    /// The verdict as last published.
+    verdict: Option<Verdict>,
+    /// The Services that choose this pod: hardly ever more than one.
+    memberships: SmallVec<[Membership; 1]>,
     /// The list that last named it, or that was running or complete when the watch did.
     seen_in: ListEpoch,
     /// When a pushed state that the watch has not shown yet was applied.
@@ -167,11 +212,23 @@ struct Row {
     lease_check: Option<Duration>,
 }
 
+impl Row {
+    fn groups(&self) -> SmallVec<[GroupIndex; 4]> {
+        self.memberships.iter().map(|membership| membership.group).collect()
+    }
+
+    fn membership(&self, group: GroupIndex) -> Option<usize> {
+        self.memberships.iter().position(|membership| membership.group == group)
+    }
+}
+
 #[derive(Debug)]
 struct Group {
+    key: GroupKey,
     /// None while only slices know of the Service.
     service: Option<Arc<Service>>,
-    snapshot: Arc<GroupSnapshot>,
+    snapshot: GroupSnapshot,
+    free_slots: Vec<Slot>,
     service_changed: bool,
     changed: Vec<EndpointChange>,
     /// Whether it is among the dirty ones.
@@ -234,22 +291,25 @@ impl Lists {
 #[derive(Debug, Default)]
 pub struct Table {
     pacing: Pacing,
-    rows: HashMap<PodUid, Row>,
-    groups: HashMap<GroupKey, Group>,
+    rows: hashbrown::HashMap<PodUid, Row>,
+    groups: Slab<Group>,
+    group_indices: HashMap<GroupKey, GroupIndex>,
     slices: HashMap<SliceKey, (Arc<Slice>, ListEpoch)>,
     slices_of: HashMap<GroupKey, BTreeSet<SliceKey>>,
     namespaces: HashMap<Arc<str>, Namespace>,
-    /// When to look at a pod's lease: one moment a leased pod, at or before the lease's end. A lease that was renewed
-    /// since is looked at again at its new end, so that a heartbeat moves nothing here.
-    lease_checks: BTreeSet<(Duration, PodUid)>,
+    /// When to look at pods' leases: at or before their ends, which are whole seconds. A lease that was renewed since
+    /// is looked at again at its new end, so that a heartbeat moves nothing here. A row knows which of its places
+    /// counts.
+    lease_checks: BTreeMap<Duration, Vec<PodUid>>,
+    leased: usize,
     gone: HashMap<PodUid, Duration>,
     gone_order: VecDeque<(Duration, PodUid)>,
     gone_evicted: u64,
     pod_lists: Lists,
     service_lists: Lists,
     slice_lists: Lists,
-    dirty: Vec<GroupKey>,
-    removed: Vec<GroupKey>,
+    dirty: Vec<GroupIndex>,
+    removed: Vec<(GroupKey, GroupIndex)>,
     timings: Vec<Timing>,
 }
 
@@ -268,10 +328,14 @@ impl Table {
         if self.gone.contains_key(uid) {
             return Err(PodGone);
         }
-        if !self.rows.contains_key(uid) {
-            self.insert_row(*uid, event.pod.namespace());
-        }
-        let row = self.rows.get_mut(uid).expect("just inserted");
+        let row = match self.rows.entry(*uid) {
+            hashbrown::hash_map::Entry::Occupied(row) => row.into_mut(),
+            hashbrown::hash_map::Entry::Vacant(place) => {
+                enter_namespace(&mut self.namespaces, event.pod.namespace(), *uid);
+                place.insert(Row::new(event.pod.namespace()))
+            }
+        };
+        warm(&self.groups, row);
         let before = row.entry.pushed.as_ref().map(|p| (p.ready, p.observed_at_ms));
         // Whether the watch confirms the event shows once it is merged; the lease follows from that.
         let outcome = row.entry.merge_event(event, Duration::ZERO);
@@ -281,12 +345,11 @@ impl Table {
         let pushed = row.entry.pushed.as_mut().expect("an event was merged");
         let boot = pushed.order.boot;
         if pushed.order == event.order && outcome == Outcome::Applied {
-            pushed.lease_until = now.uptime + Duration::from_secs(lease_seconds.into());
+            pushed.lease_until = lease_end(now.uptime, lease_seconds);
             if row.lease_check.is_none_or(|check| pushed.lease_until < check) {
-                if let Some(check) = row.lease_check.replace(pushed.lease_until) {
-                    self.lease_checks.remove(&(check, *uid));
-                }
-                self.lease_checks.insert((pushed.lease_until, *uid));
+                self.leased += usize::from(row.lease_check.is_none());
+                row.lease_check = Some(pushed.lease_until);
+                self.lease_checks.entry(pushed.lease_until).or_default().push(*uid);
             }
             if before != Some((pushed.ready, pushed.observed_at_ms)) {
                 let lag = Duration::from_millis(now.wall_ms.saturating_sub(pushed.observed_at_ms));
@@ -294,7 +357,12 @@ impl Table {
                 row.ahead_since = (!row.entry.confirmed()).then_some(now.uptime);
             }
         }
-        self.refresh(uid, now.uptime);
+        if row.entry.has_published_addresses() {
+            // Nothing but the verdict can have changed.
+            judge(&mut self.groups, &mut self.dirty, row, now.uptime);
+        } else {
+            self.refresh(uid, now.uptime);
+        }
         Ok(Transition { outcome, boot, heartbeat_after_seconds, lease_seconds })
     }
 
@@ -328,19 +396,9 @@ impl Table {
 
     /// Lets leases run out that end at or before `uptime`, and forgets pods deleted long ago.
     pub fn expire(&mut self, uptime: Duration) {
-        while let Some((check, uid)) = self.lease_checks.first().copied() {
-            if check > uptime {
-                break;
-            }
-            self.lease_checks.remove(&(check, uid));
-            let Some(row) = self.rows.get_mut(&uid) else { continue };
-            let end = row.entry.pushed.as_ref().map(|pushed| pushed.lease_until).filter(|end| *end > uptime);
-            row.lease_check = end;
-            match end {
-                Some(end) => drop(self.lease_checks.insert((end, uid))),
-                None if row.entry.observed.is_none() => self.remove_row(&uid),
-                None => self.refresh(&uid, uptime),
-            }
+        while let Some(due) = self.lease_checks.first_entry().filter(|due| *due.key() <= uptime) {
+            let (check, uids) = due.remove_entry();
+            uids.iter().for_each(|uid| self.check_lease(uid, check, uptime));
         }
         while let Some((since, uid)) = self.gone_order.front() {
             if *since + GONE_FOR > uptime && self.gone_order.len() <= GONE_MAX {
@@ -354,9 +412,26 @@ impl Table {
         }
     }
 
+    fn check_lease(&mut self, uid: &PodUid, check: Duration, uptime: Duration) {
+        let Some(row) = self.rows.get_mut(uid).filter(|row| row.lease_check == Some(check)) else { return };
+        let end = row.entry.pushed.as_ref().map(|pushed| pushed.lease_until).filter(|end| *end > uptime);
+        row.lease_check = end;
+        match end {
+            Some(end) => self.lease_checks.entry(end).or_default().push(*uid),
+            None => {
+                self.leased -= 1;
+                if row.entry.observed.is_none() {
+                    self.remove_row(uid);
+                } else {
+                    self.refresh(uid, uptime);
+                }
+            }
+        }
+    }
+
     /// When [`Table::expire`] next has something to do.
     pub fn next_expiry(&self) -> Option<Duration> {
-        let lease = self.lease_checks.first().map(|(until, _)| *until);
+        let lease = self.lease_checks.first_key_value().map(|(until, _)| *until);
         let gone = self.gone_order.front().map(|(since, _)| *since + GONE_FOR);
         lease.into_iter().chain(gone).min()
     }
@@ -365,15 +440,17 @@ impl Table {
     pub fn take_changes(&mut self) -> Changes {
         let mut groups = Vec::with_capacity(self.dirty.len() + self.removed.len());
         // A Service that went and came back is told as both.
-        for key in std::mem::take(&mut self.removed) {
-            groups.push(GroupChange { key, snapshot: None, service: false, endpoints: Vec::new() });
+        for (key, index) in std::mem::take(&mut self.removed) {
+            groups.push(GroupChange { index, what: GroupWhat::Gone(key) });
         }
-        for key in std::mem::take(&mut self.dirty) {
-            let Some(group) = self.groups.get_mut(&key) else { continue };
+        for index in self.dirty.drain(..) {
+            // One that went, or whose place was given out again since, may be here for nothing.
+            let Some(group) = self.groups.get_mut(index.0).filter(|group| group.queued) else { continue };
             group.queued = false;
             let endpoints = std::mem::take(&mut group.changed);
             let service = std::mem::take(&mut group.service_changed);
-            groups.push(GroupChange { key, snapshot: Some(Arc::clone(&group.snapshot)), service, endpoints });
+            let snapshot = Arc::new(group.snapshot.clone());
+            groups.push(GroupChange { index, what: GroupWhat::Now { snapshot, service, endpoints } });
         }
         Changes { groups, timings: std::mem::take(&mut self.timings) }
     }
@@ -384,15 +461,15 @@ impl Table {
     }
 
     /// The endpoints of a Service.
-    pub fn group(&self, key: &GroupKey) -> Option<&Arc<GroupSnapshot>> {
-        self.groups.get(key).map(|group| &group.snapshot)
+    pub fn group(&self, key: &GroupKey) -> Option<&GroupSnapshot> {
+        self.group_indices.get(key).map(|index| &self.groups[index.0].snapshot)
     }
 
     /// How much there is of everything.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             pods: self.rows.len(),
-            leased: self.lease_checks.len(),
+            leased: self.leased,
             services: self.groups.len(),
             gone: self.gone.len(),
             gone_evicted: self.gone_evicted,
@@ -401,10 +478,13 @@ impl Table {
 
     fn observe(&mut self, observation: Arc<Observation>, seen_in: ListEpoch, now: Now) {
         let uid = *observation.pod.uid();
-        if !self.rows.contains_key(&uid) {
-            self.insert_row(uid, observation.pod.namespace());
-        }
-        let row = self.rows.get_mut(&uid).expect("just inserted");
+        let row = match self.rows.entry(uid) {
+            hashbrown::hash_map::Entry::Occupied(row) => row.into_mut(),
+            hashbrown::hash_map::Entry::Vacant(place) => {
+                enter_namespace(&mut self.namespaces, observation.pod.namespace(), uid);
+                place.insert(Row::new(observation.pod.namespace()))
+            }
+        };
         row.seen_in = row.seen_in.max(seen_in);
         let before = row.entry.observed.clone();
         if !row.entry.merge_observation(Arc::clone(&observation)) {
@@ -433,77 +513,76 @@ impl Table {
     /// Finds the Services that choose a pod, and moves it between them.
     fn regroup(&mut self, uid: &PodUid, labels: &Labels, uptime: Duration) {
         let Some(row) = self.rows.get_mut(uid) else { return };
-        let mut groups = Vec::new();
+        let mut chosen = Vec::new();
         if let Some(namespace) = self.namespaces.get(&row.namespace) {
             for (key, value) in labels {
                 let services = namespace.services.get(&(Arc::clone(key), Arc::clone(value)));
-                let chosen = |key: &&GroupKey| {
-                    self.groups.get(*key).and_then(|g| g.service.as_ref()).is_some_and(|s| s.selects(labels))
-                };
-                groups.extend(services.into_iter().flatten().filter(chosen).cloned());
+                let indices = services.into_iter().flatten().filter_map(|key| self.group_indices.get(key));
+                chosen.extend(indices.copied().filter(|index| {
+                    self.groups[index.0].service.as_ref().is_some_and(|service| service.selects(labels))
+                }));
             }
         }
-        let left = std::mem::replace(&mut row.groups, groups);
-        let left: Vec<GroupKey> = left.into_iter().filter(|key| !row.groups.contains(key)).collect();
-        for key in left {
-            self.remove_endpoint(&key, &EndpointId::Pod(*uid));
+        for group in row.groups().into_iter().filter(|group| !chosen.contains(group)) {
+            self.leave(uid, group);
         }
-        self.refresh(uid, uptime);
+        self.refresh_in(uid, &chosen, uptime);
     }
 
-    /// Brings a pod's endpoints up to date with its entry.
+    /// Brings a pod's endpoints up to date with its entry, in the Services that it belongs to.
     fn refresh(&mut self, uid: &PodUid, uptime: Duration) {
         let Some(row) = self.rows.get(uid) else { return };
+        let groups = row.groups();
+        self.refresh_in(uid, &groups, uptime);
+    }
+
+    /// Brings a pod's endpoints up to date with its entry; `groups` are all the Services that choose it.
+    fn refresh_in(&mut self, uid: &PodUid, groups: &[GroupIndex], uptime: Duration) {
+        let Some(row) = self.rows.get_mut(uid) else { return };
         let Some(observed) = &row.entry.observed else { return };
-        if row.groups.is_empty() {
-            return;
-        }
         let verdict = row.entry.verdict(uptime);
-        let addresses = row.entry.addresses();
-        let id = EndpointId::Pod(*uid);
-        for key in &row.groups {
-            let Some(group) = self.groups.get_mut(key) else { continue };
+        row.verdict = Some(verdict);
+        for &index in groups {
+            let group = &mut self.groups[index.0];
             let Some(service) = &group.service else { continue };
-            let ports = service.resolve(observed);
-            let held = group.snapshot.endpoint(&id);
-            if held.is_some_and(|held| {
-                held.verdict == verdict
-                    && *held.addresses == *addresses
-                    && *held.ports == *ports
-                    && held.revision == observed.revision
-            }) {
-                continue;
-            }
-            let endpoint = Arc::new(Endpoint {
-                id: id.clone(),
+            let facts = EndpointFacts {
+                group: group.key.clone(),
+                id: EndpointId::Pod(*uid),
                 pod: Some(observed.pod.clone()),
-                verdict,
-                addresses: addresses.into(),
-                ports: ports.into(),
+                addresses: row.entry.addresses().to_vec(),
+                ports: service.resolve(observed),
                 revision: Arc::clone(&observed.revision),
-            });
-            put_endpoint(&mut self.dirty, group, key, endpoint);
+            };
+            let held = row.memberships.iter_mut().find(|membership| membership.group == index);
+            let facts = match &held {
+                Some(held) if *held.facts == facts => Arc::clone(&held.facts),
+                Some(_) | None => Arc::new(facts),
+            };
+            let endpoint = Endpoint::new(Arc::clone(&facts), verdict);
+            let membership =
+                Membership { group: index, slot: put_endpoint(&mut self.dirty, group, index, endpoint), facts };
+            match held {
+                Some(held) => *held = membership,
+                None => row.memberships.push(membership),
+            }
         }
     }
 
-    fn remove_endpoint(&mut self, key: &GroupKey, id: &EndpointId) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        if Arc::make_mut(&mut group.snapshot).remove(id) {
-            mark(&mut self.dirty, group, key, EndpointChange { id: id.clone(), endpoint: None });
+    /// Takes a pod out of a Service.
+    fn leave(&mut self, uid: &PodUid, group: GroupIndex) {
+        if let Some(row) = self.rows.get_mut(uid)
+            && let Some(at) = row.membership(group)
+        {
+            row.memberships.swap_remove(at);
         }
+        self.remove_endpoint(group, &EndpointId::Pod(*uid));
     }
 
-    fn insert_row(&mut self, uid: PodUid, namespace: &Arc<str>) {
-        self.namespaces.entry(Arc::clone(namespace)).or_default().pods.insert(uid);
-        let row = Row {
-            entry: Entry::default(),
-            namespace: Arc::clone(namespace),
-            groups: Vec::new(),
-            seen_in: ListEpoch::default(),
-            ahead_since: None,
-            lease_check: None,
-        };
-        self.rows.insert(uid, row);
+    fn remove_endpoint(&mut self, index: GroupIndex, id: &EndpointId) {
+        let Some(group) = self.groups.get_mut(index.0) else { return };
+        if group.snapshot.remove(id, &mut group.free_slots) {
+            mark(&mut self.dirty, group, index, EndpointChange::Gone(id.clone()));
+        }
     }
 
     fn remove_pod(&mut self, uid: &PodUid, uptime: Duration) {
@@ -517,11 +596,9 @@ impl Table {
 
     fn remove_row(&mut self, uid: &PodUid) {
         let Some(row) = self.rows.remove(uid) else { return };
-        if let Some(check) = row.lease_check {
-            self.lease_checks.remove(&(check, *uid));
-        }
-        for key in &row.groups {
-            self.remove_endpoint(key, &EndpointId::Pod(*uid));
+        self.leased -= usize::from(row.lease_check.is_some());
+        for membership in &row.memberships {
+            self.remove_endpoint(membership.group, &EndpointId::Pod(*uid));
         }
         if let Some(namespace) = self.namespaces.get_mut(&row.namespace) {
             namespace.pods.remove(uid);
@@ -540,41 +617,63 @@ impl Table {
             Change::ListBegan => self.service_lists.begin(),
             Change::Present(service) => {
                 let key = service.key.clone();
-                let group = open_group(&mut self.groups, &mut self.dirty, &key);
+                let index = self.open_group(&key);
+                let group = &mut self.groups[index.0];
                 group.seen_in = self.service_lists.begun;
                 let before = group.service.replace(Arc::clone(&service));
                 if before.as_ref() == Some(&service) {
                     return;
                 }
-                Arc::make_mut(&mut group.snapshot).set_service(Arc::clone(&service));
+                group.snapshot.set_service(Arc::clone(&service));
                 group.service_changed = true;
-                queue(&mut self.dirty, group, &key);
+                queue(&mut self.dirty, group, index);
                 let namespace = self.namespaces.entry(Arc::clone(&key.namespace)).or_default();
                 if let Some(before) = before {
                     namespace.remove_service(&before);
                 }
                 namespace.insert_service(&service);
-                self.choose_again(&service, uptime);
-                self.rebuild_slices(&key);
+                self.choose_again(&service, index, uptime);
+                self.rebuild_slices(index);
             }
             Change::Gone(key) => self.remove_service(&key, uptime),
             Change::ListDone => {
                 let listed = self.service_lists.begun;
                 let unlisted = |g: &Group| g.service.is_some() && g.seen_in < listed;
                 let gone: Vec<GroupKey> =
-                    self.groups.iter().filter(|(_, g)| unlisted(g)).map(|(key, _)| key.clone()).collect();
+                    self.groups.iter().filter(|(_, g)| unlisted(g)).map(|(_, g)| g.key.clone()).collect();
                 gone.iter().for_each(|key| self.remove_service(key, uptime));
             }
         }
     }
 
+    /// The place of a Service, new or not.
+    fn open_group(&mut self, key: &GroupKey) -> GroupIndex {
+        if let Some(index) = self.group_indices.get(key) {
+            return *index;
+        }
+        let index = GroupIndex(self.groups.insert(Group {
+            key: key.clone(),
+            service: None,
+            snapshot: GroupSnapshot::empty(key.clone()),
+            free_slots: Vec::new(),
+            service_changed: false,
+            changed: Vec::new(),
+            queued: true,
+            seen_in: ListEpoch::default(),
+        }));
+        self.dirty.push(index);
+        self.group_indices.insert(key.clone(), index);
+        index
+    }
+
     fn remove_service(&mut self, key: &GroupKey, uptime: Duration) {
-        let Some(service) = self.groups.get(key).and_then(|group| group.service.clone()) else { return };
+        let Some(&index) = self.group_indices.get(key) else { return };
+        let Some(service) = self.groups[index.0].service.clone() else { return };
         // A Service without selector chooses nobody: its members leave it first, then it goes.
-        let nobody = Service::new(service.key.clone());
-        self.choose_again(&nobody, uptime);
-        self.groups.remove(key);
-        self.removed.push(key.clone());
+        self.choose_again(&Service::new(key.clone()), index, uptime);
+        self.groups.remove(index.0);
+        self.group_indices.remove(key);
+        self.removed.push((key.clone(), index));
         if let Some(namespace) = self.namespaces.get_mut(&key.namespace) {
             namespace.remove_service(&service);
         }
@@ -582,26 +681,24 @@ impl Table {
     }
 
     /// Goes through a namespace's pods for a Service whose selector or ports are new.
-    fn choose_again(&mut self, service: &Service, uptime: Duration) {
+    fn choose_again(&mut self, service: &Service, index: GroupIndex, uptime: Duration) {
         let pods: Vec<PodUid> = match self.namespaces.get(&service.key.namespace) {
             Some(namespace) => namespace.pods.iter().cloned().collect(),
             None => return,
         };
         for uid in pods {
-            let Some(row) = self.rows.get_mut(&uid) else { continue };
+            let Some(row) = self.rows.get(&uid) else { continue };
             let chosen = row.entry.observed.as_ref().is_some_and(|o| service.selects(&o.labels));
-            let member = row.groups.iter().position(|key| *key == service.key);
-            match (member, chosen) {
-                (Some(at), false) => {
-                    row.groups.swap_remove(at);
-                    self.remove_endpoint(&service.key, &EndpointId::Pod(uid));
+            match (row.membership(index).is_some(), chosen) {
+                (true, false) => self.leave(&uid, index),
+                (_, true) => {
+                    let mut groups = row.groups();
+                    if !groups.contains(&index) {
+                        groups.push(index);
+                    }
+                    self.refresh_in(&uid, &groups, uptime);
                 }
-                (None, true) => {
-                    row.groups.push(service.key.clone());
-                    self.refresh(&uid, uptime);
-                }
-                (Some(_), true) => self.refresh(&uid, uptime),
-                (None, false) => {}
+                (false, false) => {}
             }
         }
     }
@@ -648,23 +745,24 @@ impl Table {
 
     /// What a slice says changes something only where no selector chooses the pods.
     fn slices_changed(&mut self, key: &GroupKey) {
-        if self.groups.get(key).and_then(|g| g.service.as_ref()).is_some_and(|service| service.selector.is_none()) {
-            self.rebuild_slices(key);
+        let Some(&index) = self.group_indices.get(key) else { return };
+        if self.groups[index.0].service.as_ref().is_some_and(|service| service.selector.is_none()) {
+            self.rebuild_slices(index);
         }
     }
 
     /// Brings the endpoints that slices name up to date, for a Service that chooses no pods itself.
-    fn rebuild_slices(&mut self, key: &GroupKey) {
-        let Some(group) = self.groups.get(key) else { return };
+    fn rebuild_slices(&mut self, index: GroupIndex) {
+        let group = &self.groups[index.0];
         if group.service.as_ref().is_none_or(|service| service.selector.is_some()) {
             // What was there by slices goes; what the selector chose stays.
-            return self.retain_endpoints(key, &HashMap::new());
+            return self.retain_endpoints(index, &HashMap::new());
         }
-        let mut wanted: HashMap<EndpointId, Arc<Endpoint>> = HashMap::new();
-        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|key| self.slices.get(key));
+        let mut wanted: HashMap<EndpointId, Endpoint> = HashMap::new();
+        let slices = self.slices_of.get(&group.key).into_iter().flatten().filter_map(|key| self.slices.get(key));
         for (slice, _) in slices {
             for endpoint in &slice.endpoints {
-                let endpoint = Arc::new(slice_endpoint(slice, endpoint));
+                let endpoint = slice_endpoint(slice, endpoint);
                 // While an endpoint moves between slices it may be in both: the ready one counts.
                 let held = wanted.get(&endpoint.id);
                 if held.is_none_or(|held| held.verdict.state > endpoint.verdict.state) {
@@ -672,58 +770,90 @@ impl Table {
                 }
             }
         }
-        self.retain_endpoints(key, &wanted);
-        let Some(group) = self.groups.get_mut(key) else { return };
-        wanted.into_values().for_each(|endpoint| put_endpoint(&mut self.dirty, group, key, endpoint));
+        self.retain_endpoints(index, &wanted);
+        let group = &mut self.groups[index.0];
+        for endpoint in wanted.into_values() {
+            put_endpoint(&mut self.dirty, group, index, endpoint);
+        }
     }
 
     /// Takes out the endpoints that neither `wanted` nor the Service's selector names.
-    fn retain_endpoints(&mut self, key: &GroupKey, wanted: &HashMap<EndpointId, Arc<Endpoint>>) {
-        let Some(group) = self.groups.get(key) else { return };
+    fn retain_endpoints(&mut self, index: GroupIndex, wanted: &HashMap<EndpointId, Endpoint>) {
         let chosen = |id: &EndpointId| match id {
-            EndpointId::Pod(uid) => self.rows.get(uid).is_some_and(|row| row.groups.contains(key)),
+            EndpointId::Pod(uid) => self.rows.get(uid).is_some_and(|row| row.membership(index).is_some()),
             EndpointId::Address(..) => false,
         };
-        let stale = group.snapshot.endpoints().map(|e| &e.id).filter(|id| !wanted.contains_key(id) && !chosen(id));
-        let stale: Vec<EndpointId> = stale.cloned().collect();
-        stale.iter().for_each(|id| self.remove_endpoint(key, id));
+        let endpoints = self.groups[index.0].snapshot.endpoints();
+        let stale = endpoints.map(|e| e.id.clone()).filter(|id| !wanted.contains_key(id) && !chosen(id));
+        let stale: Vec<EndpointId> = stale.collect();
+        stale.iter().for_each(|id| self.remove_endpoint(index, id));
     }
 }
 
-fn open_group<'a>(
-    groups: &'a mut HashMap<GroupKey, Group>,
-    dirty: &mut Vec<GroupKey>,
-    key: &GroupKey,
-) -> &'a mut Group {
-    groups.entry(key.clone()).or_insert_with(|| {
-        dirty.push(key.clone());
-        let snapshot = Arc::new(GroupSnapshot::empty(key.clone()));
-        Group {
-            service: None,
-            snapshot,
-            service_changed: false,
-            changed: Vec::new(),
-            queued: true,
+impl Row {
+    fn new(namespace: &Arc<str>) -> Self {
+        Self {
+            entry: Entry::default(),
+            namespace: Arc::clone(namespace),
+            verdict: None,
+            memberships: SmallVec::new(),
             seen_in: ListEpoch::default(),
+            ahead_since: None,
+            lease_check: None,
         }
-    })
-}
-
-fn put_endpoint(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey, endpoint: Arc<Endpoint>) {
-    let change = EndpointChange { id: endpoint.id.clone(), endpoint: Some(Arc::clone(&endpoint)) };
-    if Arc::make_mut(&mut group.snapshot).put(endpoint) {
-        mark(dirty, group, key, change);
     }
 }
 
-fn mark(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey, change: EndpointChange) {
-    queue(dirty, group, key);
+/// A lease lasts for so many seconds at least, and ends with a whole second: leases that end together are looked at
+/// together.
+fn lease_end(uptime: Duration, lease_seconds: u32) -> Duration {
+    let end = uptime + Duration::from_secs(lease_seconds.into());
+    Duration::from_secs(end.as_secs() + u64::from(end.subsec_nanos() > 0))
+}
+
+fn enter_namespace(namespaces: &mut HashMap<Arc<str>, Namespace>, name: &Arc<str>, uid: PodUid) {
+    namespaces.entry(Arc::clone(name)).or_default().pods.insert(uid);
+}
+
+/// Reads what an event is about to change or count. In a large table none of it is in a cache, and plain reads wait for
+/// memory side by side, where the reference counts behind them would wait one after the other.
+fn warm(groups: &Slab<Group>, row: &Row) {
+    let places = row.memberships.iter().map(|membership| {
+        let group = &groups[membership.group.0];
+        Arc::strong_count(&membership.facts) + usize::from(group.queued) + group.snapshot.warm(membership.slot)
+    });
+    std::hint::black_box(places.sum::<usize>());
+}
+
+/// Publishes a pod's verdict, where nothing else about it has changed.
+fn judge(groups: &mut Slab<Group>, dirty: &mut Vec<GroupIndex>, row: &mut Row, uptime: Duration) {
+    let verdict = row.entry.verdict(uptime);
+    if row.verdict.replace(verdict) == Some(verdict) {
+        return;
+    }
+    for Membership { group: index, slot, facts } in &row.memberships {
+        let group = &mut groups[index.0];
+        group.snapshot.set_verdict(*slot, verdict);
+        mark(dirty, group, *index, EndpointChange::Now(Endpoint::new(Arc::clone(facts), verdict)));
+    }
+}
+
+fn put_endpoint(dirty: &mut Vec<GroupIndex>, group: &mut Group, index: GroupIndex, endpoint: Endpoint) -> Slot {
+    let (slot, news) = group.snapshot.put(&endpoint, &mut group.free_slots);
+    if news {
+        mark(dirty, group, index, EndpointChange::Now(endpoint));
+    }
+    slot
+}
+
+fn mark(dirty: &mut Vec<GroupIndex>, group: &mut Group, index: GroupIndex, change: EndpointChange) {
+    queue(dirty, group, index);
     group.changed.push(change);
 }
 
-fn queue(dirty: &mut Vec<GroupKey>, group: &mut Group, key: &GroupKey) {
+fn queue(dirty: &mut Vec<GroupIndex>, group: &mut Group, index: GroupIndex) {
     if !std::mem::replace(&mut group.queued, true) {
-        dirty.push(key.clone());
+        dirty.push(index);
     }
 }
 
@@ -732,23 +862,16 @@ fn slice_endpoint(slice: &Slice, endpoint: &group::SliceEndpoint) -> Endpoint {
         Some(pod) => EndpointId::Pod(*pod.uid()),
         None => EndpointId::Address(slice.key.clone(), endpoint.address),
     };
-    let verdict =
-        entry::Verdict { state: endpoint.state, source: Source::Observed, since_ms: 0, serving: endpoint.serving };
-    Endpoint {
+    let verdict = Verdict { state: endpoint.state, source: Source::Observed, since_ms: 0, serving: endpoint.serving };
+    let facts = EndpointFacts {
+        group: slice.group.clone(),
         id,
         pod: endpoint.pod.clone(),
-        verdict,
-        addresses: [endpoint.address].into(),
-        ports: slice.ports.as_slice().into(),
+        addresses: vec![endpoint.address],
+        ports: slice.ports.clone(),
         revision: "".into(),
-    }
-}
-
-impl Endpoint {
-    /// Whether it takes traffic now.
-    pub fn is_ready(&self) -> bool {
-        self.verdict.state == State::Ready
-    }
+    };
+    Endpoint::new(Arc::new(facts), verdict)
 }
 
 #[cfg(test)]

@@ -68,12 +68,7 @@ async fn write(api: &ApiState, snapshots: &[Arc<GroupSnapshot>], pieces: &mut Pi
 }
 
 /// One target as JSON, however many endpoints it has.
-async fn write_target(
-    key: &GroupKey,
-    endpoints: &[Arc<Endpoint>],
-    now_ms: u64,
-    pieces: &mut Pieces,
-) -> Result<(), Cut> {
+async fn write_target(key: &GroupKey, endpoints: &[Endpoint], now_ms: u64, pieces: &mut Pieces) -> Result<(), Cut> {
     let batches = endpoints.chunks(BATCH);
     let empty = TargetView::of(key, &[], now_ms);
     let frame = serde_json::to_string(&empty).unwrap_or_default();

@@ -94,7 +94,7 @@ pub(super) struct TargetView<'a> {
 }
 
 impl<'a> TargetView<'a> {
-    pub(super) fn of(key: &'a GroupKey, endpoints: &'a [Arc<Endpoint>], now_ms: u64) -> Self {
+    pub(super) fn of(key: &'a GroupKey, endpoints: &'a [Endpoint], now_ms: u64) -> Self {
         let endpoints = endpoints.iter().map(|endpoint| EndpointView::of(endpoint, now_ms)).collect();
         Self { target: TargetName::of(key), endpoints }
     }
@@ -114,8 +114,8 @@ impl Serialize for EndpointName<'_> {
 }
 
 /// The endpoints of a Service by pod name and uid, those without a pod last.
-pub(super) fn sorted_endpoints(snapshot: &GroupSnapshot) -> Vec<Arc<Endpoint>> {
-    let mut endpoints: Vec<Arc<Endpoint>> = snapshot.endpoints().cloned().collect();
+pub(super) fn sorted_endpoints(snapshot: &GroupSnapshot) -> Vec<Endpoint> {
+    let mut endpoints: Vec<Endpoint> = snapshot.endpoints().collect();
     endpoints.sort_unstable_by(|a, b| {
         let by_pod = |e: &Endpoint| (e.pod.is_none(), e.pod.as_ref().map(|pod| Arc::clone(pod.name())));
         by_pod(a).cmp(&by_pod(b)).then_with(|| a.id.cmp(&b.id))

@@ -117,7 +117,7 @@ impl Reader {
             let items = self.api.feed.since(position, TAKE).map_err(|_| Cut::Lagged)?;
             for item in &items {
                 position = item.id;
-                if self.wanted.includes(&item.group) {
+                if self.wanted.includes(item.group()) {
                     self.change(item);
                     self.pieces.pace().await?;
                 }
@@ -178,16 +178,17 @@ impl Reader {
     }
 
     fn change(&mut self, item: &FeedItem) {
-        let target = TargetName::of(&item.group);
+        let target = TargetName::of(item.group());
         let id = Some(item.id);
         match &item.what {
             FeedWhat::Service(_) => self.event("target", id, &target),
-            FeedWhat::ServiceRemoved => self.event("target-gone", id, &target),
-            FeedWhat::Endpoint(endpoint_id, endpoint) => {
-                let name = if endpoint.is_some() { "endpoint" } else { "endpoint-gone" };
-                let now_ms = self.api.now_ms();
-                let endpoint = endpoint.as_deref().map(|endpoint| EndpointView::of(endpoint, now_ms));
-                self.event(name, id, &EndpointEvent { target, id: EndpointName(endpoint_id), endpoint });
+            FeedWhat::ServiceGone(_) => self.event("target-gone", id, &target),
+            FeedWhat::Endpoint(endpoint) => {
+                let view = Some(EndpointView::of(endpoint, self.api.now_ms()));
+                self.event("endpoint", id, &EndpointEvent { target, id: EndpointName(&endpoint.id), endpoint: view });
+            }
+            FeedWhat::EndpointGone(_, gone) => {
+                self.event("endpoint-gone", id, &EndpointEvent { target, id: EndpointName(gone), endpoint: None });
             }
         }
     }

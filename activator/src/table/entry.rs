@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use podlight_proto::{Boot, Event, Kind, Order, Outcome, PodRef};
 use serde::Serialize;
+use smallvec::SmallVec;
 
 /// Labels or a selector.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -107,7 +108,7 @@ pub struct Pushed {
     /// When that state began, in milliseconds since the epoch on the node's clock.
     pub observed_at_ms: u64,
     /// The addresses that event names, already checked to be the pod's.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: SmallVec<[IpAddr; 2]>,
     /// The greatest boot that has drained, and since when.
     pub drained: Option<(Boot, u64)>,
     /// When the last word stops counting, on the monotonic clock.
@@ -180,6 +181,43 @@ pub struct Entry {
     pub pushed: Option<Pushed>,
     /// The API server's half.
     pub observed: Option<Arc<Observation>>,
+    /// What of it decides the verdict, held here so that an event need not fetch the whole from memory.
+    word: Word,
+}
+
+/// The API server's word on a pod. Before the first, nothing stands in the way of a push.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Word {
+    ready: Option<ReadyCondition>,
+    terminating_since_ms: Option<u64>,
+    phase: Phase,
+    gates_open: bool,
+    has_exec_probe: bool,
+    has_readiness_probe: bool,
+    has_addresses: bool,
+}
+
+impl Default for Word {
+    fn default() -> Self {
+        Self {
+            ready: None,
+            terminating_since_ms: None,
+            phase: Phase::Alive,
+            gates_open: true,
+            has_exec_probe: false,
+            has_readiness_probe: true,
+            has_addresses: false,
+        }
+    }
+}
+
+impl Word {
+    fn of(observed: &Observation) -> Self {
+        let Observation { ready, terminating_since_ms, phase, gates_open, has_exec_probe, has_readiness_probe, .. } =
+            *observed;
+        let has_addresses = !observed.addresses.is_empty();
+        Self { ready, terminating_since_ms, phase, gates_open, has_exec_probe, has_readiness_probe, has_addresses }
+    }
 }
 
 impl Entry {
@@ -199,7 +237,12 @@ impl Entry {
         let drained_more = drained.map(|d| d.0) > held.drained.map(|d| d.0);
         match event.order.cmp(&held.order) {
             std::cmp::Ordering::Greater => {
-                *held = Pushed::from_event(event, drained, lease_until);
+                held.order = event.order;
+                held.ready = event.ready;
+                held.observed_at_ms = event.observed_at_ms;
+                held.addresses = SmallVec::from_slice(&event.addresses);
+                held.drained = drained;
+                held.lease_until = lease_until;
                 Outcome::Applied
             }
             std::cmp::Ordering::Equal => {
@@ -217,6 +260,7 @@ impl Entry {
     pub fn merge_observation(&mut self, observation: Arc<Observation>) -> bool {
         let news = self.observed.as_ref().is_none_or(|held| observation.resource_version > held.resource_version);
         if news {
+            self.word = Word::of(&observation);
             self.observed = Some(observation);
         }
         news
@@ -235,22 +279,22 @@ impl Entry {
 
     /// The state of the pod: DESIGN's table, the first line that applies.
     pub fn verdict(&self, uptime: Duration) -> Verdict {
-        let observed = self.observed.as_deref();
-        let by_api = observed.map_or(Told::NOTHING, Told::by_api);
+        let word = &self.word;
+        let by_api = Told::by_api(word);
         let verdict = |state, source, since_ms| Verdict { state, source, since_ms, serving: by_api.ready };
 
         // 1. Gone or leaving.
-        if let Some(since_ms) = observed.and_then(|o| o.terminating_since_ms) {
+        if let Some(since_ms) = word.terminating_since_ms {
             return verdict(State::Terminating, Source::Observed, since_ms);
         }
-        if observed.is_some_and(|o| o.phase == Phase::Ended) {
+        if word.phase == Phase::Ended {
             return Verdict { serving: false, ..verdict(State::NotReady, Source::Observed, by_api.since_ms) };
         }
         if let Some(since_ms) = self.draining() {
             return verdict(State::Draining, Source::Pushed, since_ms);
         }
         // 2. Gates are the API's to tell.
-        if observed.is_some_and(|o| !o.gates_open) {
+        if !word.gates_open {
             return verdict(State::NotReady, Source::Observed, by_api.since_ms);
         }
         let decided = |told: Told, source| {
@@ -258,14 +302,13 @@ impl Entry {
             Verdict { state, source, since_ms: told.since_ms, serving: told.ready }
         };
         // 3. Nobody inside speaks, or not for every container.
-        let pushed = self.pushed.as_ref().filter(|_| self.leased(uptime) && observed.is_none_or(|o| !o.has_exec_probe));
+        let pushed = self.pushed.as_ref().filter(|_| self.leased(uptime) && !word.has_exec_probe);
         let Some(pushed) = pushed.map(Told::by_sidecar) else {
             return decided(by_api, Source::Observed);
         };
         // 4 and 5. Agreement is the push's to date; in disagreement the later transition holds, to the second.
-        let probed = observed.is_none_or(|o| o.has_readiness_probe);
         let api_is_later = by_api.since_ms / 1000 > pushed.since_ms / 1000;
-        if pushed.ready != by_api.ready && probed && api_is_later {
+        if pushed.ready != by_api.ready && word.has_readiness_probe && api_is_later {
             decided(by_api, Source::Observed)
         } else {
             decided(pushed, Source::Pushed)
@@ -274,13 +317,15 @@ impl Entry {
 
     /// Whether the watch shows what the sidecar last said, so that nothing is gained by hearing it again soon.
     pub fn confirmed(&self) -> bool {
-        match (&self.pushed, &self.observed) {
-            (Some(pushed), Some(observed)) => {
-                // Without a readiness probe the API server never learns more than that the pod runs.
-                observed.ready.is_some_and(|told| told.ready == pushed.ready || !observed.has_readiness_probe)
-            }
-            _ => false,
-        }
+        self.pushed.as_ref().is_some_and(|pushed| {
+            // Without a readiness probe the API server never learns more than that the pod runs.
+            self.word.ready.is_some_and(|told| told.ready == pushed.ready || !self.word.has_readiness_probe)
+        })
+    }
+
+    /// Whether the API server has published the pod's addresses, so that what the sidecar names no longer counts.
+    pub(super) fn has_published_addresses(&self) -> bool {
+        self.word.has_addresses
     }
 
     /// Where the pod is reached: what the API server published, else what the sidecar named.
@@ -299,7 +344,7 @@ impl Pushed {
             order: event.order,
             ready: event.ready,
             observed_at_ms: event.observed_at_ms,
-            addresses: event.addresses.clone(),
+            addresses: SmallVec::from_slice(&event.addresses),
             drained,
             lease_until,
         }
@@ -317,10 +362,8 @@ impl Told {
     /// No condition yet: not ready since forever, so that any push is later.
     const NOTHING: Self = Self { ready: false, since_ms: 0 };
 
-    fn by_api(observed: &Observation) -> Self {
-        observed
-            .ready
-            .map_or(Self::NOTHING, |c| Self { ready: c.ready, since_ms: c.since_seconds.saturating_mul(1000) })
+    fn by_api(word: &Word) -> Self {
+        word.ready.map_or(Self::NOTHING, |c| Self { ready: c.ready, since_ms: c.since_seconds.saturating_mul(1000) })
     }
 
     fn by_sidecar(pushed: &Pushed) -> Self {

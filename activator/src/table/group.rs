@@ -1,13 +1,15 @@
 //! Services and their endpoints: which pods belong to which Service, on which ports, and the immutable picture
-//! of one Service that readers hold. A picture is a persistent map: a change to one endpoint of 100 000 copies
-//! a few nodes, not the Service.
+//! of one Service that readers hold. A picture is made of persistent collections: a change to one endpoint of
+//! 100 000 copies a few nodes, not the Service.
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use podlight_proto::{PodRef, PodUid};
 
 use super::entry::{Labels, Observation, Protocol, State, Verdict};
+use super::verdicts::Verdicts;
 
 /// A Service by namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -212,24 +214,50 @@ pub enum EndpointId {
     Address(SliceKey, IpAddr),
 }
 
-/// One endpoint of one Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
+/// What seldom changes about one endpoint of one Service.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EndpointFacts {
+    /// Its Service.
+    pub group: GroupKey,
     /// What it goes by.
     pub id: EndpointId,
     /// The pod, if there is one.
     pub pod: Option<PodRef>,
-    /// Its state, whose word that is, and since when.
-    pub verdict: Verdict,
     /// Its addresses in the pod's order.
-    pub addresses: Arc<[IpAddr]>,
+    pub addresses: Vec<IpAddr>,
     /// Its ports in the Service's order.
-    pub ports: Arc<[EndpointPort]>,
+    pub ports: Vec<EndpointPort>,
     /// The pod's revision, or empty.
     pub revision: Arc<str>,
 }
 
+/// One endpoint of one Service: its facts, and the verdict on it. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its state, whose word that is, and since when.
+    pub verdict: Verdict,
+    facts: Arc<EndpointFacts>,
+}
+
+impl Deref for Endpoint {
+    type Target = EndpointFacts;
+
+    fn deref(&self) -> &EndpointFacts {
+        &self.facts
+    }
+}
+
 impl Endpoint {
+    /// An endpoint in a state.
+    pub fn new(facts: Arc<EndpointFacts>, verdict: Verdict) -> Self {
+        Self { verdict, facts }
+    }
+
+    /// Whether it takes traffic now.
+    pub fn is_ready(&self) -> bool {
+        self.verdict.state == State::Ready
+    }
+
     /// The number of the TCP port that goes by `name` on this endpoint.
     pub fn tcp_port(&self, name: &str) -> Option<u16> {
         let wanted = |p: &&EndpointPort| *p.name == *name && p.protocol == Protocol::Tcp;
@@ -237,105 +265,121 @@ impl Endpoint {
     }
 }
 
-/// An endpoint and its place among the ready ones.
-#[derive(Debug, Clone)]
-struct Member {
-    endpoint: Arc<Endpoint>,
-    ready_at: Option<usize>,
+/// Where an endpoint's verdict stands among those of its Service. Given out again once the endpoint has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot(u32);
+
+impl Slot {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
 }
 
-/// All endpoints of one Service at one moment. Cheap to clone; never changes under a reader.
 #[derive(Debug, Clone)]
-pub struct GroupSnapshot {
+struct Member {
+    facts: Arc<EndpointFacts>,
+    slot: Slot,
+}
+
+/// What seldom changes about a Service.
+#[derive(Debug, Clone)]
+struct Composition {
     key: GroupKey,
     service: Option<Arc<Service>>,
     members: imbl::GenericHashMap<EndpointId, Member, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>,
-    ready: imbl::Vector<Arc<Endpoint>>,
+}
+
+/// All endpoints of one Service at one moment. Cheap to clone; never changes under a reader. Verdicts, which come and
+/// go with every event, lie apart from everything else: to publish one copies neighbours that are numbers, and
+/// touches nothing of the neighbours themselves.
+#[derive(Debug, Clone)]
+pub struct GroupSnapshot {
+    composition: Arc<Composition>,
+    verdicts: Verdicts,
 }
 
 impl GroupSnapshot {
     /// A Service without endpoints.
     pub fn empty(key: GroupKey) -> Self {
-        Self { key, service: None, members: imbl::GenericHashMap::default(), ready: imbl::Vector::new() }
+        let composition = Composition { key, service: None, members: imbl::GenericHashMap::default() };
+        Self { composition: Arc::new(composition), verdicts: Verdicts::default() }
     }
 
     /// Which Service this is.
     pub fn key(&self) -> &GroupKey {
-        &self.key
+        &self.composition.key
     }
 
     /// The Service itself; none while only slices know of it.
     pub fn service(&self) -> Option<&Arc<Service>> {
-        self.service.as_ref()
-    }
-
-    pub(super) fn set_service(&mut self, service: Arc<Service>) {
-        self.service = Some(service);
+        self.composition.service.as_ref()
     }
 
     /// All endpoints, ready or not, in no order.
-    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.members.values().map(|member| &member.endpoint)
-    }
-
-    /// The endpoints that are ready, in no order but by index.
-    pub fn ready(&self) -> &imbl::Vector<Arc<Endpoint>> {
-        &self.ready
+    pub fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        self.composition.members.values().map(|member| self.endpoint_of(member))
     }
 
     /// The endpoint that goes by `id`.
-    pub fn endpoint(&self, id: &EndpointId) -> Option<&Arc<Endpoint>> {
-        self.members.get(id).map(|member| &member.endpoint)
+    pub fn endpoint(&self, id: &EndpointId) -> Option<Endpoint> {
+        self.composition.members.get(id).map(|member| self.endpoint_of(member))
     }
 
-    /// A ready endpoint that has the TCP port `name`.
-    pub fn ready_with_port(&self, name: &str) -> Option<&Arc<Endpoint>> {
-        self.ready.iter().find(|endpoint| endpoint.tcp_port(name).is_some())
+    fn endpoint_of(&self, member: &Member) -> Endpoint {
+        let verdict = self.verdicts.at(member.slot.index());
+        Endpoint::new(Arc::clone(&member.facts), verdict.expect("every member has a slot of its own"))
     }
 
-    /// Puts an endpoint in or replaces it. False when it was there just so.
-    pub(super) fn put(&mut self, endpoint: Arc<Endpoint>) -> bool {
-        let held = self.members.get(&endpoint.id);
-        if held.is_some_and(|held| held.endpoint == endpoint) {
+    pub(super) fn set_service(&mut self, service: Arc<Service>) {
+        Arc::make_mut(&mut self.composition).service = Some(service);
+    }
+
+    /// Puts an endpoint in or replaces it; `free` are the slots that nobody stands in. Tells its slot, and whether it
+    /// was not there just so.
+    pub(super) fn put(&mut self, endpoint: &Endpoint, free: &mut Vec<Slot>) -> (Slot, bool) {
+        let held = self.composition.members.get(&endpoint.id);
+        let held = held.map(|member| (member.slot, *member.facts == *endpoint.facts));
+        if let Some((slot, true)) = held {
+            return (slot, self.set_verdict(slot, endpoint.verdict));
+        }
+        let slot = match held.map(|(slot, _)| slot).or_else(|| free.pop()) {
+            Some(slot) => {
+                self.set_verdict(slot, endpoint.verdict);
+                slot
+            }
+            None => {
+                self.verdicts.push(endpoint.verdict);
+                Slot(u32::try_from(self.verdicts.len() - 1).expect("fewer endpoints than IPv4 has addresses"))
+            }
+        };
+        let member = Member { facts: Arc::clone(&endpoint.facts), slot };
+        Arc::make_mut(&mut self.composition).members.insert(endpoint.id.clone(), member);
+        (slot, true)
+    }
+
+    /// Reads what a new verdict will copy and count.
+    pub(super) fn warm(&self, slot: Slot) -> usize {
+        let verdict = self.verdicts.at(slot.index()).map_or(0, |verdict| usize::from(verdict.serving));
+        verdict + Arc::strong_count(&self.composition)
+    }
+
+    /// Replaces a verdict. False when it was just so.
+    pub(super) fn set_verdict(&mut self, slot: Slot, verdict: Verdict) -> bool {
+        let news = self.verdicts.at(slot.index()) != Some(verdict);
+        if news {
+            self.verdicts.set(slot.index(), verdict);
+        }
+        news
+    }
+
+    /// Takes an endpoint out and frees its slot. False when it was not there.
+    pub(super) fn remove(&mut self, id: &EndpointId, free: &mut Vec<Slot>) -> bool {
+        if !self.composition.members.contains_key(id) {
             return false;
         }
-        let was_at = held.and_then(|held| held.ready_at);
-        let ready = endpoint.verdict.state == State::Ready;
-        let ready_at = match (was_at, ready) {
-            (Some(at), true) => {
-                self.ready.set(at, Arc::clone(&endpoint));
-                Some(at)
-            }
-            (Some(at), false) => {
-                self.swap_remove_ready(at);
-                None
-            }
-            (None, true) => {
-                self.ready.push_back(Arc::clone(&endpoint));
-                Some(self.ready.len() - 1)
-            }
-            (None, false) => None,
-        };
-        self.members.insert(endpoint.id.clone(), Member { endpoint, ready_at });
-        true
-    }
-
-    /// Takes an endpoint out. False when it was not there.
-    pub(super) fn remove(&mut self, id: &EndpointId) -> bool {
-        let Some(member) = self.members.remove(id) else { return false };
-        if let Some(at) = member.ready_at {
-            self.swap_remove_ready(at);
+        if let Some(member) = Arc::make_mut(&mut self.composition).members.remove(id) {
+            free.push(member.slot);
         }
         true
-    }
-
-    fn swap_remove_ready(&mut self, at: usize) {
-        let last = self.ready.pop_back().expect("whoever has a place among the ready is there");
-        if at < self.ready.len() {
-            if let Some(moved) = self.members.get_mut(&last.id) {
-                moved.ready_at = Some(at);
-            }
-            self.ready.set(at, last);
-        }
     }
 }

@@ -1,5 +1,5 @@
-//! What readers see of the table: immutable pictures behind one atomic load, a wake-up per Service, and a
-//! bounded log of changes. Readers never lock the pictures; the log's lock is held only to copy a few items.
+//! What readers see of the table: immutable pictures behind one atomic load, and a bounded log of changes that wakes
+//! those who follow it. Readers never lock the pictures; the log's lock is held only to copy a few items.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,86 +7,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::group::{Endpoint, EndpointId, GroupKey, GroupName, GroupSnapshot};
-use super::{Changes, GroupChange};
+use super::{Changes, EndpointChange, GroupChange, GroupIndex, GroupWhat};
 
 /// Most changes kept for readers that fall behind or come back: at 10 000 changes a second, more than a second.
 const FEED_ITEMS: usize = 16_384;
 
-type ByKey = HashMap<GroupKey, Arc<Published>>;
+type ByKey = HashMap<GroupKey, Published>;
 
 /// One Service as published.
-#[derive(Debug)]
-struct Published {
-    current: ArcSwap<GroupSnapshot>,
-    /// Wakes those who wait for this Service, and no others. Closed when the Service goes.
-    changed: watch::Sender<()>,
-}
+type Published = Arc<ArcSwap<GroupSnapshot>>;
 
 /// All Services, for readers.
 #[derive(Debug, Clone)]
 pub struct Groups {
     by_key: Arc<ArcSwap<ByKey>>,
-    /// Wakes those who wait for a Service that does not exist yet.
-    added: watch::Receiver<()>,
 }
 
 impl Groups {
     /// The endpoints of a Service as they are now.
     pub fn get(&self, namespace: &str, service: &str) -> Option<Arc<GroupSnapshot>> {
-        self.by_key.load().get(&GroupName { namespace, service }).map(|group| group.current.load_full())
+        self.by_key.load().get(&GroupName { namespace, service }).map(|group| group.load_full())
     }
 
     /// Every Service, in no order.
     pub fn all(&self) -> Vec<Arc<GroupSnapshot>> {
-        self.by_key.load().values().map(|group| group.current.load_full()).collect()
-    }
-
-    /// Waits for a ready endpoint of a Service with the TCP port `port`, and returns that endpoint itself, so
-    /// that no second look-up can come out otherwise. None at the deadline.
-    pub async fn wait_ready(&self, key: &GroupKey, port: &str, deadline: Instant) -> Option<Arc<Endpoint>> {
-        tokio::time::timeout_at(deadline, self.ready(key, port)).await.ok()
-    }
-
-    async fn ready(&self, key: &GroupKey, port: &str) -> Arc<Endpoint> {
-        let mut added = self.added.clone();
-        loop {
-            added.mark_unchanged();
-            let group = self.by_key.load().get(key).cloned();
-            let Some(group) = group else {
-                if added.changed().await.is_err() {
-                    // The owner has ended: nothing will ever be ready again.
-                    std::future::pending::<()>().await;
-                }
-                continue;
-            };
-            let mut changed = group.changed.subscribe();
-            // The sender lives in `Published`: let go of it, so that its end is seen.
-            let weak = Arc::downgrade(&group);
-            drop(group);
-            while let Some(group) = weak.upgrade() {
-                changed.mark_unchanged();
-                if let Some(endpoint) = group.current.load().ready_with_port(port) {
-                    return Arc::clone(endpoint);
-                }
-                drop(group);
-                if changed.changed().await.is_err() {
-                    break;
-                }
-            }
-        }
+        self.by_key.load().values().map(|group| group.load_full()).collect()
     }
 }
 
 /// One entry of the log.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FeedItem {
     /// Its number, one more than the one before it.
     pub id: u64,
-    /// The Service it is about.
-    pub group: GroupKey,
     /// What happened.
     pub what: FeedWhat,
 }
@@ -97,9 +52,22 @@ pub enum FeedWhat {
     /// It came or changed itself; with its endpoints as they were then.
     Service(Arc<GroupSnapshot>),
     /// It is gone, with all its endpoints.
-    ServiceRemoved,
-    /// An endpoint came or changed; gone when none.
-    Endpoint(EndpointId, Option<Arc<Endpoint>>),
+    ServiceGone(GroupKey),
+    /// An endpoint came or changed.
+    Endpoint(Endpoint),
+    /// An endpoint of this Service is gone.
+    EndpointGone(GroupKey, EndpointId),
+}
+
+impl FeedItem {
+    /// The Service it is about.
+    pub fn group(&self) -> &GroupKey {
+        match &self.what {
+            FeedWhat::Service(snapshot) => snapshot.key(),
+            FeedWhat::ServiceGone(key) | FeedWhat::EndpointGone(key, _) => key,
+            FeedWhat::Endpoint(endpoint) => &endpoint.group,
+        }
+    }
 }
 
 /// A reader asked for changes that the log no longer holds.
@@ -110,7 +78,7 @@ pub struct Lagged;
 /// The log of changes, for readers.
 #[derive(Debug, Clone)]
 pub struct Feed {
-    items: Arc<Mutex<VecDeque<Arc<FeedItem>>>>,
+    items: Arc<Mutex<VecDeque<FeedItem>>>,
     newest: watch::Receiver<u64>,
 }
 
@@ -124,7 +92,7 @@ impl Feed {
     ///
     /// # Errors
     /// [`Lagged`] when some of them have been dropped, or when `id` is beyond the newest.
-    pub fn since(&self, id: u64, most: usize) -> Result<Vec<Arc<FeedItem>>, Lagged> {
+    pub fn since(&self, id: u64, most: usize) -> Result<Vec<FeedItem>, Lagged> {
         let items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = items.back().map_or(0, |item| item.id);
         let oldest = items.front().map_or(1, |item| item.id);
@@ -148,8 +116,9 @@ impl Feed {
 #[derive(Debug)]
 pub(super) struct Publisher {
     by_key: Arc<ArcSwap<ByKey>>,
-    added: watch::Sender<()>,
-    items: Arc<Mutex<VecDeque<Arc<FeedItem>>>>,
+    /// The same by the table's index, so that a change finds its Service without a look-up.
+    by_index: Vec<Option<Published>>,
+    items: Arc<Mutex<VecDeque<FeedItem>>>,
     newest: watch::Sender<u64>,
     next_id: u64,
 }
@@ -159,68 +128,78 @@ impl Publisher {
         let by_key = Arc::new(ArcSwap::from_pointee(HashMap::new()));
         let items = Arc::new(Mutex::new(VecDeque::new()));
         let (newest, newest_reader) = watch::channel(0);
-        let (added, added_reader) = watch::channel(());
-        let groups = Groups { by_key: Arc::clone(&by_key), added: added_reader };
+        let groups = Groups { by_key: Arc::clone(&by_key) };
         let feed = Feed { items: Arc::clone(&items), newest: newest_reader };
-        (Self { by_key, added, items, newest, next_id: 1 }, groups, feed)
+        (Self { by_key, by_index: Vec::new(), items, newest, next_id: 1 }, groups, feed)
     }
 
-    /// Makes changes visible: pictures first, then the log, then the wake-ups.
+    /// Makes changes visible: pictures first, then the log, then the wake-up.
     pub(super) fn publish(&mut self, changes: Changes) {
         if changes.groups.is_empty() {
             return;
         }
         let added = self.publish_membership(&changes.groups);
-        let mut fresh: Vec<FeedItem> = Vec::new();
-        for change in changes.groups {
-            let GroupChange { key, snapshot, service, endpoints } = change;
+        let mut fresh: Vec<FeedItem> = Vec::with_capacity(changes.groups.len());
+        for GroupChange { index, what } in changes.groups {
             let mut log = |what| {
-                fresh.push(FeedItem { id: self.next_id, group: key.clone(), what });
+                fresh.push(FeedItem { id: self.next_id, what });
                 self.next_id += 1;
             };
-            let Some(snapshot) = snapshot else {
-                log(FeedWhat::ServiceRemoved);
-                continue;
+            let (snapshot, service, endpoints) = match what {
+                GroupWhat::Gone(key) => {
+                    log(FeedWhat::ServiceGone(key));
+                    continue;
+                }
+                GroupWhat::Now { snapshot, service, endpoints } => (snapshot, service, endpoints),
             };
-            if service || added.contains(&key) {
+            if service || added.contains(&index) {
                 log(FeedWhat::Service(Arc::clone(&snapshot)));
             }
-            endpoints.into_iter().for_each(|change| log(FeedWhat::Endpoint(change.id, change.endpoint)));
-            if let Some(published) = self.by_key.load().get(&key) {
-                published.current.store(snapshot);
-                published.changed.send_replace(());
+            for change in endpoints {
+                log(match change {
+                    EndpointChange::Now(endpoint) => FeedWhat::Endpoint(endpoint),
+                    EndpointChange::Gone(id) => FeedWhat::EndpointGone(snapshot.key().clone(), id),
+                });
+            }
+            if let Some(Some(published)) = self.by_index.get(index.get()) {
+                published.store(snapshot);
             }
         }
         let newest = self.next_id - 1;
         {
             let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
-            items.extend(fresh.into_iter().map(Arc::new));
+            items.extend(fresh);
             let excess = items.len().saturating_sub(FEED_ITEMS);
             items.drain(..excess);
         }
         self.newest.send_replace(newest);
-        if !added.is_empty() {
-            self.added.send_replace(());
-        }
     }
 
     /// Brings the map of Services up to date; copies it only when Services come or go. Returns those that came.
-    fn publish_membership(&self, changes: &[GroupChange]) -> Vec<GroupKey> {
-        let held = self.by_key.load();
-        if changes.iter().all(|change| change.snapshot.is_some() && held.contains_key(&change.key)) {
+    fn publish_membership(&mut self, changes: &[GroupChange]) -> Vec<GroupIndex> {
+        let known = |index: GroupIndex| self.by_index.get(index.get()).is_some_and(Option::is_some);
+        if changes.iter().all(|change| matches!(change.what, GroupWhat::Now { .. }) && known(change.index)) {
             return Vec::new();
         }
-        let mut by_key = ByKey::clone(&held);
+        let mut by_key = ByKey::clone(&self.by_key.load());
         let mut added = Vec::new();
-        for GroupChange { key, snapshot, .. } in changes {
-            let Some(snapshot) = snapshot else {
-                by_key.remove(key);
-                continue;
-            };
-            if !by_key.contains_key(key) {
-                let current = ArcSwap::new(Arc::clone(snapshot));
-                by_key.insert(key.clone(), Arc::new(Published { current, changed: watch::Sender::new(()) }));
-                added.push(key.clone());
+        for GroupChange { index, what } in changes {
+            if self.by_index.len() <= index.get() {
+                self.by_index.resize(index.get() + 1, None);
+            }
+            let place = &mut self.by_index[index.get()];
+            match what {
+                GroupWhat::Gone(key) => {
+                    by_key.remove(key);
+                    *place = None;
+                }
+                GroupWhat::Now { .. } if place.is_some() => {}
+                GroupWhat::Now { snapshot, .. } => {
+                    let published = Arc::new(ArcSwap::new(Arc::clone(snapshot)));
+                    by_key.insert(snapshot.key().clone(), Arc::clone(&published));
+                    *place = Some(published);
+                    added.push(*index);
+                }
             }
         }
         self.by_key.store(Arc::new(by_key));

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use podlight_proto::{Kind, Order, PodRef, Sequence};
 use proptest::prelude::*;
 
-use super::entry::{ContainerPort, Phase, Protocol, ReadyCondition, Verdict};
+use super::entry::{ContainerPort, Phase, Protocol, ReadyCondition, State, Verdict};
 use super::group::{EndpointPort, ServicePort, SliceEndpoint, TargetPort};
 use super::*;
 
@@ -83,9 +83,9 @@ fn present(table: &mut Table, observation: Observation, now: Now) {
     table.apply(Update::Pod(Change::Present(Arc::new(observation))), now);
 }
 
-fn endpoint(table: &Table, name: &str) -> Option<Arc<Endpoint>> {
+fn endpoint(table: &Table, name: &str) -> Option<Endpoint> {
     let id = EndpointId::Pod(*pod(name).uid());
-    table.group(&GroupKey::new("default", "web"))?.endpoint(&id).cloned()
+    table.group(&GroupKey::new("default", "web"))?.endpoint(&id)
 }
 
 fn state(table: &Table, name: &str) -> Option<(State, Source)> {
@@ -264,7 +264,7 @@ fn a_relist_removes_services_and_slices_too() {
     table.apply(Update::Service(Change::ListDone), at(1));
     assert!(table.group(&GroupKey::new("default", "web")).is_none());
     let changes = table.take_changes();
-    assert!(changes.groups.iter().any(|c| c.snapshot.is_none()));
+    assert!(changes.groups.iter().any(|c| matches!(c.what, GroupWhat::Gone(_))));
 }
 
 #[test]
@@ -397,7 +397,7 @@ proptest! {
     }
 
     #[test]
-    fn the_ready_list_holds_exactly_the_ready_endpoints(steps in prop::collection::vec((0..12u8, any::<bool>(), any::<bool>()), 1..60)) {
+    fn every_endpoint_has_its_own_verdict_however_pods_come_and_go(steps in prop::collection::vec((0..12u8, any::<bool>(), any::<bool>()), 1..60)) {
         let mut table = table_with(observed("p0", 1));
         for (version, (index, ready, gone)) in steps.into_iter().enumerate() {
             let name = format!("p{index}");
@@ -407,10 +407,16 @@ proptest! {
                 present(&mut table, with_ready(observed(&name, version as u64 + 2), ready, 1), at(1));
             }
             let group = table.group(&GroupKey::new("default", "web")).expect("exists");
-            let mut listed: Vec<&EndpointId> = group.ready().iter().map(|e| &e.id).collect();
-            let mut wanted: Vec<&EndpointId> = group.endpoints().filter(|e| e.is_ready()).map(|e| &e.id).collect();
-            listed.sort();
-            wanted.sort();
+            let listed: BTreeMap<EndpointId, Verdict> = group.endpoints().map(|e| (e.id.clone(), e.verdict)).collect();
+            let rows = (0..12).filter_map(|n| table.entry(pod(&format!("p{n}")).uid()));
+            let wanted = rows.filter_map(|entry| {
+                let uid = *entry.observed.as_ref()?.pod.uid();
+                Some((EndpointId::Pod(uid), entry.verdict(at(1).uptime)))
+            });
+            let wanted: BTreeMap<EndpointId, Verdict> = wanted.collect();
+            for (id, verdict) in &wanted {
+                prop_assert_eq!(group.endpoint(id).map(|e| e.verdict), Some(*verdict));
+            }
             prop_assert_eq!(listed, wanted);
         }
     }

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use podlight_e2e::bench;
 
+/// As in the activator, parts of which run in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -48,7 +48,7 @@ impl World {
                 let mut first = None;
                 for (at, replica) in self.replicas.iter().enumerate() {
                     let seen = replica.published.get(&service_key(index)).and_then(|group| group.endpoint(&id));
-                    let state = seen.map(|endpoint| (endpoint.verdict.state, endpoint.verdict.source));
+                    let state = seen.as_ref().map(|endpoint| (endpoint.verdict.state, endpoint.verdict.source));
                     let fits = match (state, expected) {
                         (Some((state, source)), Some((wanted, by))) => {
                             state == wanted && by.is_none_or(|by| by == source)

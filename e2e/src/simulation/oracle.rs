@@ -139,12 +139,13 @@ impl Knowledge {
         now: u64,
     ) -> Result<(), (&'static str, String)> {
         for (key, snapshot) in published {
-            snapshot.ready().iter().try_for_each(|endpoint| self.check_ready(key, endpoint))?;
+            let mut ready = snapshot.endpoints().filter(Endpoint::is_ready);
+            ready.try_for_each(|endpoint| self.check_ready(key, &endpoint))?;
             let Some(service) = self.services.get(key) else {
                 return Err(("service", format!("{key:?} is published without having been told of")));
             };
             for endpoint in snapshot.endpoints() {
-                let known = self.of(endpoint);
+                let known = self.of(&endpoint);
                 let chosen =
                     known.and_then(|known| known.observed.as_ref()).is_some_and(|o| service.selects(&o.labels));
                 if !chosen {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podlight_activator::table::entry::{Now, Observation, Phase};
 use podlight_activator::table::group::{Endpoint, EndpointId, GroupKey, GroupSnapshot};
-use podlight_activator::table::{Change, EndpointChange, ListEpoch, Pacing, Table, Transition, Update};
+use podlight_activator::table::{Change, EndpointChange, GroupWhat, ListEpoch, Pacing, Table, Transition, Update};
 use podlight_proto::{Accepted, BOOT_AHEAD_MS, Boot, Event, FRESHNESS_SECONDS, Kind, Outcome, PodUid};
 use podlight_sidecar::publisher::Reply;
 
@@ -65,7 +65,7 @@ pub(super) struct Replica {
     /// What readers have been given.
     pub(super) published: BTreeMap<GroupKey, Arc<GroupSnapshot>>,
     /// The same, as readers hold it who only follow the changes.
-    pub(super) followed: BTreeMap<GroupKey, BTreeMap<EndpointId, Arc<Endpoint>>>,
+    pub(super) followed: BTreeMap<GroupKey, BTreeMap<EndpointId, Endpoint>>,
     pub(super) generation: u64,
     pub(super) pushes: u64,
     pub(super) updates: u64,
@@ -127,7 +127,7 @@ impl Replica {
             && self.followed.iter().all(|(key, followed)| {
                 self.published.get(key).is_some_and(|group| {
                     group.endpoints().count() == followed.len()
-                        && group.endpoints().all(|endpoint| followed.get(&endpoint.id) == Some(endpoint))
+                        && group.endpoints().all(|endpoint| followed.get(&endpoint.id) == Some(&endpoint))
                 })
             })
     }
@@ -224,19 +224,22 @@ impl Replica {
             self.table.expire(Duration::from_millis(now));
         }
         for change in self.table.take_changes().groups {
-            let Some(snapshot) = change.snapshot else {
-                self.published.remove(&change.key);
-                self.followed.remove(&change.key);
-                continue;
+            let (snapshot, endpoints) = match change.what {
+                GroupWhat::Gone(key) => {
+                    self.published.remove(&key);
+                    self.followed.remove(&key);
+                    continue;
+                }
+                GroupWhat::Now { snapshot, endpoints, .. } => (snapshot, endpoints),
             };
-            let followed = self.followed.entry(change.key.clone()).or_default();
-            for EndpointChange { id, endpoint } in change.endpoints {
-                match endpoint {
-                    Some(endpoint) => drop(followed.insert(id, endpoint)),
-                    None => drop(followed.remove(&id)),
+            let followed = self.followed.entry(snapshot.key().clone()).or_default();
+            for change in endpoints {
+                match change {
+                    EndpointChange::Now(endpoint) => drop(followed.insert(endpoint.id.clone(), endpoint)),
+                    EndpointChange::Gone(id) => drop(followed.remove(&id)),
                 }
             }
-            self.published.insert(change.key, snapshot);
+            self.published.insert(snapshot.key().clone(), snapshot);
         }
     }
 

@@ -1,0 +1,10 @@
+//! The request path: holds requests for targets without a ready pod, wakes the targets up, and lets requests go to
+//! the pod the moment it is ready.
+
+pub mod annotations;
+pub mod follow;
+pub mod route;
+pub mod status;
+pub mod target;
+pub mod upstream;
+pub mod wake;

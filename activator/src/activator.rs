@@ -110,7 +110,7 @@ pub async fn run(
     parts.add_endless("warming up", warm_up(Arc::clone(&ingest), health, readiness.clone()));
     parts.add_endless("sweeping", sweep(ingest));
     if let (Some(tls), TlsConfig::Files(files)) = (&tls, &config.tls) {
-        parts.add_endless("following the certificate", tls.clone().follow(files.clone()));
+        parts.add_endless("following the certificate", tls.clone().follow(vec![files.clone()]));
     }
     let limits = Limits { connections: connections(config.limits.connections), ..config.limits };
     let server = Server { name: "events", listener, tls, router, limits };

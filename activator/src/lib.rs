@@ -13,6 +13,7 @@ pub mod api;
 pub mod cluster;
 pub mod config;
 pub mod ingest;
+pub mod proxy;
 pub mod server;
 pub mod status;
 pub mod table;

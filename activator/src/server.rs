@@ -21,20 +21,20 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-mod connections;
+pub(crate) mod connections;
 mod head;
 mod service;
-mod stream;
+pub(crate) mod stream;
 pub mod tls;
 mod validity;
 
 use connections::{Admitted, Connections};
 use service::Requests;
-use stream::{Patience, Watched};
+use stream::{Conflicts, Patience, Watched};
 use tls::Tls;
 
 /// Connections that the kernel completes before they are accepted: a rollout's worth of sidecars at once.
-const BACKLOG: u32 = 4096;
+pub(crate) const BACKLOG: u32 = 4096;
 
 /// How long a TLS handshake may take, as long as headers may.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pause after a failure to accept that is not the peer's (no descriptors left, say): nothing else to wait for.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The TCP peer of a request, among the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +221,7 @@ impl Server {
 }
 
 /// Waits for the connections' tasks, and ends those that take too long.
-async fn drain(name: &'static str, mut tasks: JoinSet<()>, grace: Duration) -> usize {
+pub(crate) async fn drain(name: &'static str, mut tasks: JoinSet<()>, grace: Duration) -> usize {
     let all_ended = async {
         while let Some(ended) = tasks.join_next().await {
             look_at(name, ended);
@@ -236,7 +236,7 @@ async fn drain(name: &'static str, mut tasks: JoinSet<()>, grace: Duration) -> u
     left
 }
 
-fn look_at(listener: &'static str, ended: Result<(), JoinError>) {
+pub(crate) fn look_at(listener: &'static str, ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
@@ -246,7 +246,7 @@ fn look_at(listener: &'static str, ended: Result<(), JoinError>) {
 }
 
 /// Whether accepting failed for one connection only.
-fn is_peers_fault(error: &io::Error) -> bool {
+pub(crate) fn is_peers_fault(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
@@ -315,7 +315,12 @@ impl Context {
         let connection = &admitted.connection;
         let requests =
             Requests { router: self.router.clone(), connection: Arc::clone(connection), peer: canonical(peer) };
-        let stream = Watched::new(stream, Arc::clone(connection), Patience { head, idle, write });
+        let stream = Watched::new(
+            stream,
+            Conflicts::new(Arc::clone(connection)),
+            Arc::clone(connection),
+            Patience { head, idle, write },
+        );
         let service = service_fn(move |request| requests.clone().answer(request));
         let serving = self.builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(serving);
@@ -339,7 +344,7 @@ impl Context {
 }
 
 /// An IPv4 peer of an IPv6 socket as what it is.
-fn canonical(peer: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, peer.port()),
         IpAddr::V6(_) => peer,

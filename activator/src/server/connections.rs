@@ -19,7 +19,7 @@ const BARREN_FOR: Duration = Duration::from_millis(50);
 
 /// What the server knows of one connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     id: u64,
     source: IpAddr,
     opened: Instant,
@@ -27,19 +27,21 @@ pub(super) struct Connection {
     /// When it last became idle, in milliseconds after `opened` of the registry.
     idle_since_ms: AtomicU64,
     /// A request head had both kinds of length.
-    pub(super) conflicting: AtomicBool,
+    pub(crate) conflicting: AtomicBool,
+    /// The peer takes nothing of what is written to it just now.
+    pub(crate) stalled: AtomicBool,
     /// Asks the connection to finish what it has begun and close.
-    pub(super) close: Notify,
+    pub(crate) close: Notify,
 }
 
 impl Connection {
     /// Whether no request is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) == 0
     }
 
     /// A request has begun; it ends when the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         InFlight(Arc::clone(self))
     }
@@ -51,7 +53,7 @@ impl Connection {
 
 /// One request under way.
 #[derive(Debug)]
-pub(super) struct InFlight(Arc<Connection>);
+pub(crate) struct InFlight(Arc<Connection>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -63,14 +65,14 @@ impl Drop for InFlight {
 
 /// Which bound a newcomer hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(crate) enum Bound {
     Total,
     Source,
 }
 
 impl Bound {
     /// As in metric labels.
-    pub(super) const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Total => "total",
             Self::Source => "source",
@@ -80,7 +82,7 @@ impl Bound {
 
 /// The open connections of one listener.
 #[derive(Debug)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     opened: Instant,
     most: usize,
     most_per_source: usize,
@@ -138,7 +140,7 @@ impl Pool {
 
 impl Connections {
     /// A registry with its bounds, counted under the listener's name.
-    pub(super) fn new(listener: &'static str, most: usize, most_per_source: usize) -> Self {
+    pub(crate) fn new(listener: &'static str, most: usize, most_per_source: usize) -> Self {
         Self {
             opened: Instant::now(),
             most,
@@ -153,7 +155,7 @@ impl Connections {
     ///
     /// # Errors
     /// The bound that is hit when nobody is idle.
-    pub(super) fn admit(self: &Arc<Self>, source: IpAddr) -> Result<Admitted, Bound> {
+    pub(crate) fn admit(self: &Arc<Self>, source: IpAddr) -> Result<Admitted, Bound> {
         let source = source.to_canonical();
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if pools.by_source.get(&source).is_some_and(|pool| pool.members.len() >= self.most_per_source) {
@@ -172,6 +174,7 @@ impl Connections {
             in_flight: AtomicU32::new(0),
             idle_since_ms: AtomicU64::new(u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)),
             conflicting: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             close: Notify::new(),
         });
         pools.all.members.insert(connection.id, Arc::clone(&connection));
@@ -203,9 +206,9 @@ impl Connections {
 
 /// A place among the open connections, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Admitted {
+pub(crate) struct Admitted {
     /// The connection it is for.
-    pub(super) connection: Arc<Connection>,
+    pub(crate) connection: Arc<Connection>,
     registry: Arc<Connections>,
 }
 

@@ -1,9 +1,11 @@
 //! A connection's bytes under deadlines. hyper's own header timeout also closes kept connections that merely
 //! rest, and closes slow ones without an answer; here a head that has begun must end in time, else it is answered 408, while a
-//! connection between requests may rest for long, and a peer that does not read is let go.
+//! connection between requests may rest for long, and a peer that does not read is let go. What is read is shown to a
+//! [`Scan`] first, which may refuse it before HTTP sees any of it.
 
 use std::future::Future as _;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,38 +22,110 @@ use super::head::HeadScan;
 
 /// How long a connection may take for what.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// From a head's first byte to its last.
-    pub(super) head: Duration,
+    pub(crate) head: Duration,
     /// Between requests.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
     /// Until the peer takes some of what was written.
-    pub(super) write: Duration,
+    pub(crate) write: Duration,
+}
+
+/// After an answer that refuses, this much more is read and thrown away, for no longer than this: closing with
+/// something unread would reset the connection and might destroy the answer on its way.
+const LINGER_BYTES: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Looks at what is read before HTTP does.
+pub(crate) trait Scan {
+    /// Takes the next bytes. How many of them HTTP may see now; the rest is kept, and given again when HTTP asks for
+    /// more.
+    fn take(&mut self, bytes: &[u8]) -> usize;
+
+    /// Whether a head has begun and not ended.
+    fn mid_head(&self) -> bool;
+
+    /// How many heads have ended.
+    fn heads(&self) -> u64;
+
+    /// The answer to a request that is refused; nothing is read behind it.
+    fn refusal(&self) -> Option<Vec<u8>>;
+
+    /// The answer to a head that comes too slowly.
+    fn too_slow(&self) -> Vec<u8>;
+}
+
+/// Tells the connection of a head that has both kinds of length.
+#[derive(Debug)]
+pub(crate) struct Conflicts {
+    scan: HeadScan,
+    connection: Arc<Connection>,
+}
+
+impl Conflicts {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        Self { scan: HeadScan::new(), connection }
+    }
+}
+
+impl Scan for Conflicts {
+    fn take(&mut self, bytes: &[u8]) -> usize {
+        if self.scan.take(bytes) {
+            self.connection.conflicting.store(true, Ordering::Release);
+        }
+        bytes.len()
+    }
+
+    fn mid_head(&self) -> bool {
+        self.scan.mid_head()
+    }
+
+    fn heads(&self) -> u64 {
+        self.scan.heads()
+    }
+
+    fn refusal(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn too_slow(&self) -> Vec<u8> {
+        slow_head_answer()
+    }
+}
+
+/// The last words to a peer.
+struct Refusal {
+    answer: Vec<u8>,
+    written: usize,
+    /// Since when what the peer still sends is thrown away, and how much has been.
+    lingers: Option<(Instant, usize)>,
 }
 
 /// A stream that keeps to its [`Patience`].
-pub(super) struct Watched<S> {
+pub(crate) struct Watched<S, G> {
     stream: S,
     connection: Arc<Connection>,
     patience: Patience,
-    scan: HeadScan,
+    scan: G,
+    /// Read, and not yet for HTTP to see.
+    ahead: Vec<u8>,
     head_since: Instant,
     read_at: Instant,
     stalled_since: Option<Instant>,
     /// Wakes the connection's task; may go off early, never late.
     timer: Pin<Box<Sleep>>,
-    /// The rest of the answer to a head that came too slowly.
-    refusal: Option<Vec<u8>>,
+    refusal: Option<Refusal>,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, connection: Arc<Connection>, patience: Patience) -> Self {
+impl<S, G: Scan> Watched<S, G> {
+    pub(crate) fn new(stream: S, scan: G, connection: Arc<Connection>, patience: Patience) -> Self {
         let now = Instant::now();
         Self {
             stream,
             connection,
             patience,
-            scan: HeadScan::new(),
+            scan,
+            ahead: Vec::new(),
             head_since: now,
             read_at: now,
             stalled_since: None,
@@ -60,15 +134,24 @@ impl<S> Watched<S> {
         }
     }
 
-    fn took(&mut self, bytes: &[u8]) {
+    /// The same, with bytes that have been read already.
+    pub(crate) fn with_ahead(self, ahead: Vec<u8>) -> Self {
+        Self { ahead, ..self }
+    }
+
+    /// How many of the bytes just read may go on.
+    fn took(&mut self, bytes: &[u8]) -> usize {
         let (mid_head, heads) = (self.scan.mid_head(), self.scan.heads());
-        if self.scan.take(bytes) {
-            self.connection.conflicting.store(true, Ordering::Release);
-        }
+        let passed = self.scan.take(bytes);
         self.read_at = Instant::now();
         if !mid_head || heads != self.scan.heads() {
             self.head_since = self.read_at;
         }
+        passed
+    }
+
+    fn refuse(&mut self, answer: Vec<u8>) {
+        self.refusal = Some(Refusal { answer, written: 0, lingers: None });
     }
 
     /// Polls until `deadline`; the waker is kept for it.
@@ -88,17 +171,20 @@ impl<S> Watched<S> {
     /// Counts how long a write has been waiting.
     fn watch_write<T>(&mut self, polled: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.stalled_since = None;
+            if self.stalled_since.take().is_some() {
+                self.connection.stalled.store(false, Ordering::Release);
+            }
             return polled;
         }
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        self.connection.stalled.store(true, Ordering::Release);
         ready!(self.poll_deadline(since + self.patience.write, cx));
         counter!("podlight_request_timeouts_total", "stage" => "write").increment(1);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan> Watched<S, G> {
     /// What is left to do while nothing can be read: ends the stream once it has taken too long.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.scan.mid_head() {
@@ -108,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
                 // An answer is under way; another one must not go between.
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            self.refusal = Some(slow_head_answer());
+            self.refuse(self.scan.too_slow());
             return self.poll_refuse(cx);
         }
         if self.connection.is_idle() {
@@ -120,20 +206,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         self.poll_deadline(look, cx).map(Ok)
     }
 
+    /// Writes the last answer, ends the writing side, and lets the peer finish what it is sending.
     fn poll_refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self.refusal.as_mut().filter(|rest| !rest.is_empty()) {
-            let polled = Pin::new(&mut self.stream).poll_write(cx, rest);
-            let polled = match polled {
-                Poll::Ready(Ok(written)) => {
-                    rest.drain(..written);
-                    continue;
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => Poll::Pending,
-            };
-            return self.watch_write(polled, cx);
+        let Some(mut refusal) = self.refusal.take() else { return Poll::Ready(Ok(())) };
+        let polled = self.poll_refuse_with(&mut refusal, cx);
+        self.refusal = Some(refusal);
+        polled
+    }
+
+    fn poll_refuse_with(&mut self, refusal: &mut Refusal, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while refusal.written < refusal.answer.len() {
+            let polled = Pin::new(&mut self.stream).poll_write(cx, &refusal.answer[refusal.written..]);
+            refusal.written += ready!(self.watch_write(polled, cx))?;
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if refusal.lingers.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        let (since, thrown) = refusal.lingers.get_or_insert_with(|| (Instant::now(), 0));
+        let mut waste = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut waste = ReadBuf::uninit(&mut waste);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut waste) {
+                Poll::Ready(Ok(())) if !waste.filled().is_empty() && *thrown < LINGER_BYTES => {
+                    *thrown += waste.filled().len();
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return self.poll_deadline(*since + LINGER, cx).map(Ok),
+            }
+        }
+    }
+
+    /// Hands on what was read ahead, as far as it may be seen.
+    fn take_ahead(&mut self, buffer: &mut ReadBuf<'_>) {
+        let ahead = std::mem::take(&mut self.ahead);
+        let offered = &ahead[..ahead.len().min(buffer.remaining())];
+        let passed = self.took(offered);
+        buffer.put_slice(&offered[..passed]);
+        if passed < ahead.len() {
+            self.ahead = ahead[passed..].to_vec();
+        }
     }
 }
 
@@ -148,24 +260,44 @@ fn slow_head_answer() -> Vec<u8> {
     .into_bytes()
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan + Unpin> AsyncRead for Watched<S, G> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.refusal.is_some() {
             return this.poll_refuse(cx);
         }
         let before = buffer.filled().len();
-        match Pin::new(&mut this.stream).poll_read(cx, buffer) {
-            Poll::Ready(result) => {
-                this.took(&buffer.filled()[before..]);
-                Poll::Ready(result)
+        if !this.ahead.is_empty() {
+            this.take_ahead(buffer);
+        } else if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
+            result?;
+            let read = &buffer.filled()[before..];
+            if read.is_empty() {
+                return Poll::Ready(Ok(()));
             }
-            Poll::Pending => this.poll_overdue(cx),
+            let passed = this.took(read);
+            if passed < read.len() {
+                this.ahead = read[passed..].to_vec();
+                buffer.set_filled(before + passed);
+            }
+        } else {
+            return this.poll_overdue(cx);
+        }
+        if buffer.filled().len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        match this.scan.refusal() {
+            Some(answer) if this.connection.is_idle() => {
+                this.refuse(answer);
+                this.poll_refuse(cx)
+            }
+            // HTTP asks again once the request before has been answered.
+            _ => Poll::Pending,
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin, G: Scan + Unpin> AsyncWrite for Watched<S, G> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.stream).poll_write(cx, bytes);

@@ -272,7 +272,7 @@ async fn a_new_certificate_is_shown_soon_after_its_files_change() {
     let (files, first) = tls::tests::write_pair(folder.path(), "a.test");
     let tls = Tls::from_files(&files).expect("loads");
     let server = start(limits(), Some(tls.clone()));
-    tokio::spawn(tls.follow(files));
+    tokio::spawn(tls.follow(vec![files]));
     assert_eq!(certificate(server.address).await, first);
 
     let (_, second) = tls::tests::write_pair(folder.path(), "a.test");

@@ -9,14 +9,17 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use metrics::{counter, gauge};
 use rustls::ServerConfig;
+use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 
 use super::validity;
 
 /// How often the files are looked at: two `stat` calls.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Validity of a certificate made at start. It lives in memory only and ends with the process, which is
 /// restarted more often than this.
@@ -68,7 +71,7 @@ pub struct Files {
 
 /// What tells one version of a file from another, through the symbolic links that a Secret volume consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     inode: u64,
     modified: Option<SystemTime>,
     length: u64,
@@ -78,18 +81,24 @@ struct Stamp {
 type Stamps = [Option<Stamp>; 2];
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         Some(Self { inode: metadata.ino(), modified: metadata.modified().ok(), length: metadata.len() })
     }
 }
 
 impl Files {
+    fn load(&self) -> Result<Loaded, TlsError> {
+        let (chain, key) = self.read()?;
+        Loaded::new(chain, key)
+    }
+
     fn stamps(&self) -> Stamps {
         [Stamp::of(&self.certificate), Stamp::of(&self.key)]
     }
 
-    fn load(&self) -> Result<Loaded, TlsError> {
+    /// The chain and its key.
+    pub(crate) fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let pem = |what, path: &Path| {
             let path = path.to_owned();
             move |source| TlsError::Pem { what, path, source }
@@ -98,33 +107,58 @@ impl Files {
             .and_then(Iterator::collect)
             .map_err(pem("a certificate", &self.certificate))?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(pem("a private key", &self.key))?;
-        Loaded::new(chain, key)
+        Ok((chain, key))
     }
 }
 
+/// A certificate and its key, ready for use.
+#[derive(Debug, Clone)]
 struct Loaded {
-    config: Arc<ServerConfig>,
+    certified: Arc<CertifiedKey>,
     not_after: Option<u64>,
 }
 
 impl Loaded {
     fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
         let not_after = chain.first().and_then(|certificate| validity::not_after(certificate));
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(TlsError::Mismatch)?;
-        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        Ok(Self { config: Arc::new(config), not_after })
+        let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider());
+        Ok(Self { certified: Arc::new(certified.map_err(TlsError::Mismatch)?), not_after })
     }
 }
 
-/// The certificate to answer with now. Clones share it.
+/// Chooses by the name that the client asks for; the first certificate where none has it.
+#[derive(Debug)]
+struct ByName(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asked = hello.server_name().filter(|_| self.0.len() > 1).and_then(|name| ServerName::try_from(name).ok());
+        let has = |key: &&Arc<CertifiedKey>| {
+            let (Some(name), Ok(certificate)) = (&asked, key.end_entity_cert()) else { return false };
+            ParsedCertificate::try_from(certificate).is_ok_and(|parsed| verify_server_name(&parsed, name).is_ok())
+        };
+        self.0.iter().find(has).or(self.0.first()).cloned()
+    }
+}
+
+fn server_config(loaded: &[Loaded]) -> Result<Arc<ServerConfig>, TlsError> {
+    let by_name = ByName(loaded.iter().map(|loaded| Arc::clone(&loaded.certified)).collect());
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Mismatch)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(by_name));
+    config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    Ok(Arc::new(config))
+}
+
+/// The certificates to answer with now. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Tls {
     current: Arc<ArcSwap<ServerConfig>>,
+    loaded: Vec<Loaded>,
     /// What the files were like before they were read.
-    read_as: Option<Stamps>,
+    read_as: Vec<Stamps>,
 }
 
 impl Tls {
@@ -133,8 +167,17 @@ impl Tls {
     /// # Errors
     /// [`TlsError`] when they cannot be used.
     pub fn from_files(files: &Files) -> Result<Self, TlsError> {
-        let read_as = Some(files.stamps());
-        Ok(Self { read_as, ..Self::holding(files.load()?) })
+        Self::from_several(std::slice::from_ref(files))
+    }
+
+    /// From the files of several certificates, of which the client's SNI chooses; the first is for all other names.
+    ///
+    /// # Errors
+    /// [`TlsError`] when one cannot be used.
+    pub fn from_several(files: &[Files]) -> Result<Self, TlsError> {
+        let read_as = files.iter().map(Files::stamps).collect();
+        let loaded = files.iter().map(Files::load).collect::<Result<_, _>>()?;
+        Ok(Self { read_as, ..Self::holding(loaded)? })
     }
 
     /// With a key and a CA made now, valid for these names and addresses. The CA's certificate goes to `ca_out`.
@@ -146,33 +189,42 @@ impl Tls {
         if let Some(path) = ca_out {
             std::fs::write(path, ca_pem).map_err(|source| TlsError::Write { path: path.to_owned(), source })?;
         }
-        Ok(Self::holding(loaded))
+        Self::holding(vec![loaded])
     }
 
     /// What to shake hands with now.
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
     /// Reads the files again whenever they change. Never returns.
-    pub async fn follow(self, files: Files) {
-        let mut seen = self.read_as;
+    pub async fn follow(mut self, files: Vec<Files>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let stamps = Some(files.stamps());
-            if stamps != seen {
-                seen = stamps;
-                self.reload(&files);
+            for (at, files) in files.iter().enumerate() {
+                let stamps = files.stamps();
+                if self.read_as.get(at) != Some(&stamps) {
+                    self.read_as[at] = stamps;
+                    self.reload(at, files);
+                }
             }
         }
     }
 
-    fn reload(&self, files: &Files) {
-        let result = match files.load() {
-            Ok(loaded) => {
-                self.hold(loaded);
+    /// Reads the files of the certificate at `at`.
+    fn reload(&mut self, at: usize, files: &Files) {
+        let loaded = files.load().and_then(|loaded| {
+            let mut all = self.loaded.clone();
+            all[at] = loaded;
+            Ok((server_config(&all)?, all))
+        });
+        let result = match loaded {
+            Ok((config, loaded)) => {
+                self.loaded = loaded;
+                self.current.store(config);
+                self.tell_expiry();
                 tracing::info!(certificate = %files.certificate.display(), "certificate read");
                 "ok"
             }
@@ -185,15 +237,16 @@ impl Tls {
         counter!("podlight_tls_reload_total", "result" => result).increment(1);
     }
 
-    fn holding(loaded: Loaded) -> Self {
-        let tls = Self { current: Arc::new(ArcSwap::new(Arc::clone(&loaded.config))), read_as: None };
-        tls.hold(loaded);
-        tls
+    fn holding(loaded: Vec<Loaded>) -> Result<Self, TlsError> {
+        let current = Arc::new(ArcSwap::new(server_config(&loaded)?));
+        let tls = Self { current, loaded, read_as: Vec::new() };
+        tls.tell_expiry();
+        Ok(tls)
     }
 
-    fn hold(&self, loaded: Loaded) {
-        self.current.store(loaded.config);
-        if let Some(seconds) = loaded.not_after {
+    /// The first of all ends.
+    fn tell_expiry(&self) {
+        if let Some(seconds) = self.loaded.iter().filter_map(|loaded| loaded.not_after).min() {
             // Exact in an f64 for the next 285 million years.
             #[expect(clippy::cast_precision_loss, reason = "seconds since the epoch are far below 2^52")]
             gauge!("podlight_tls_certificate_expiry_timestamp_seconds").set(seconds as f64);
@@ -228,11 +281,11 @@ fn make(names: &[String]) -> Result<(String, Loaded), TlsError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Writes a fresh certificate for `name` and its key as a Secret volume would.
-    pub(in crate::server) fn write_pair(folder: &Path, name: &str) -> (Files, CertificateDer<'static>) {
+    pub(crate) fn write_pair(folder: &Path, name: &str) -> (Files, CertificateDer<'static>) {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("makes");
         let files = Files { certificate: folder.join("tls.crt"), key: folder.join("tls.key") };
         std::fs::write(&files.certificate, made.cert.pem()).expect("writes");
@@ -244,15 +297,15 @@ pub(super) mod tests {
     fn a_bad_file_leaves_the_certificate_before() {
         let folder = tempfile::tempdir().expect("a folder");
         let (files, _) = write_pair(folder.path(), "a.test");
-        let tls = Tls::from_files(&files).expect("loads");
+        let mut tls = Tls::from_files(&files).expect("loads");
         let before = tls.current();
 
         std::fs::write(&files.certificate, "nonsense").expect("writes");
-        tls.reload(&files);
+        tls.reload(0, &files);
         assert!(Arc::ptr_eq(&before, &tls.current()));
 
         write_pair(folder.path(), "b.test");
-        tls.reload(&files);
+        tls.reload(0, &files);
         assert!(!Arc::ptr_eq(&before, &tls.current()));
     }
 

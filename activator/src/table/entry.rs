@@ -170,7 +170,8 @@ pub struct Verdict {
     pub source: Source,
     /// When the state began, in milliseconds since the epoch on the node's clock; 0 when nobody said.
     pub since_ms: u64,
-    /// Whether a pod that is draining or terminating still answers, as far as the API server knows (KEP-1669).
+    /// Whether the pod answers as far as the API server knows, whatever its state: of one that is draining or
+    /// terminating it says that it may still be used (KEP-1669), of a ready one that the ClusterIP leads to it.
     pub serving: bool,
 }
 
@@ -299,7 +300,7 @@ impl Entry {
         }
         let decided = |told: Told, source| {
             let state = if told.ready { State::Ready } else { State::NotReady };
-            Verdict { state, source, since_ms: told.since_ms, serving: told.ready }
+            verdict(state, source, told.since_ms)
         };
         // 3. Nobody inside speaks, or not for every container.
         let pushed = self.pushed.as_ref().filter(|_| self.leased(uptime) && !word.has_exec_probe);
@@ -328,9 +329,11 @@ impl Entry {
         self.word.has_addresses
     }
 
-    /// Where the pod is reached: what the API server published, else what the sidecar named.
+    /// Where the pod is reached: what the API server published, else what the sidecar named. Nowhere once it has
+    /// ended: its address may be another pod's by now.
     pub fn addresses(&self) -> &[IpAddr] {
         match (&self.observed, &self.pushed) {
+            (Some(observed), _) if observed.phase == Phase::Ended => &[],
             (Some(observed), _) if !observed.addresses.is_empty() => &observed.addresses,
             (_, Some(pushed)) => &pushed.addresses,
             (_, None) => &[],

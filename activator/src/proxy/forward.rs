@@ -1,0 +1,316 @@
+//! One request's way: from its Host to a target, from there to a place on a backend, over a connection that is there or
+//! is opened, and the answer back as it comes. Tried again elsewhere only where nothing was sent, or where sending it
+//! twice does what sending it once does and its body is empty. The place on the backend lasts as long as the answer's
+//! body, or the tunnel.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::EXPECT;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::mpsc::UnboundedSender;
+
+mod access;
+mod answer;
+mod exchange;
+mod meters;
+mod outgoing;
+mod tunnel;
+
+use access::Entry;
+pub(super) use answer::Answer;
+use answer::Carrier;
+use exchange::{Failure, Head};
+pub(super) use meters::Meters;
+use meters::Retry;
+pub(super) use outgoing::Outgoing;
+pub(super) use tunnel::Tunnel;
+
+use super::fault::Fault;
+use super::headers::{self, Forwarding};
+use super::route::Routes;
+use super::target::{AppProtocol, Backend, BackendId, Lease, Settings, Target};
+use super::upstream::trust::Trust;
+use super::upstream::{ConnectError, Dialer, Key, Link, Protocol, SURELY_OPEN};
+use crate::server::connections::Connection;
+
+/// How often a request is tried, each time with another backend if there is one.
+const TRIES: usize = 3;
+
+/// What all requests of one connection have in common.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// Its place among the connections.
+    pub(super) connection: Arc<Connection>,
+    /// What pods are told of it.
+    pub(super) forwarding: Forwarding,
+    /// The connection carries another protocol from now on.
+    pub(super) tunnelled: Arc<AtomicBool>,
+    /// A request of HTTP/1.1 has no answer yet.
+    pub(super) unanswered: AtomicBool,
+    /// What is to run on the connection once HTTP is over.
+    pub(super) tunnel: Mutex<Option<Tunnel>>,
+}
+
+/// What one worker needs to answer requests.
+#[derive(Debug)]
+pub(super) struct Worker {
+    /// Which of each backend's pools is its own.
+    pub(super) index: usize,
+    pub(super) routes: Routes,
+    pub(super) trust: Arc<Trust>,
+    pub(super) dialer: Dialer,
+    pub(super) meters: Meters,
+    /// How long a pod may take until its answer begins.
+    pub(super) response_timeout: Option<Duration>,
+    pub(super) access_log: bool,
+    /// Takes backends whose pools have begun to hold something.
+    pub(super) sweeps: UnboundedSender<Weak<Backend>>,
+}
+
+/// What is decided about a request before it goes anywhere.
+struct Plan {
+    target: Arc<Target>,
+    settings: Arc<Settings>,
+    /// The protocol to change to, and the client's side of it.
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+    /// The client sends its body only once it is told to.
+    expects: bool,
+}
+
+impl Worker {
+    /// Answers a request.
+    pub(super) async fn answer(self: Arc<Self>, client: Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
+        let in_flight = client.connection.begin();
+        let grpc = headers::is_grpc(request.headers());
+        let entry = self.access_log.then(|| Entry::new(&request));
+        client.unanswered.store(request.version() == Version::HTTP_11, Ordering::Release);
+        let answered = self.forward(&client, request).await;
+        client.unanswered.store(false, Ordering::Release);
+        let response = answered.unwrap_or_else(|fault| {
+            self.meters.fault(&fault);
+            tracing::debug!(fault = fault.label(), %fault, "a request was not answered by a pod");
+            fault.response(grpc).map(Answer::whole)
+        });
+        if let Some(entry) = entry {
+            entry.write(&response);
+        }
+        response.map(|answer| answer.during(in_flight))
+    }
+
+    async fn forward(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        mut request: Request<Incoming>,
+    ) -> Result<Response<Answer>, Fault> {
+        let mut plan = self.plan(client, &mut request)?;
+        let deadline = tokio::time::Instant::now() + plan.settings.hold_timeout;
+        let mut request = request.map(Outgoing::new);
+        let mut tried: Vec<BackendId> = Vec::new();
+        loop {
+            let lease = plan.target.admit(&tried, deadline).await?;
+            let backend = *lease.backend().id();
+            match self.attempt(client, &mut plan, lease, request).await {
+                Ok(response) => return Ok(response),
+                Err(Failure { again: Some(again), retry, .. }) if tried.len() + 1 < TRIES => {
+                    self.meters.retried(retry);
+                    tried.push(backend);
+                    request = *again;
+                }
+                Err(Failure { fault, .. }) => return Err(fault),
+            }
+        }
+    }
+
+    /// Decides where a request goes, and makes its headers those of the proxy.
+    fn plan(&self, client: &Client, request: &mut Request<Incoming>) -> Result<Plan, Fault> {
+        if request.method() == Method::CONNECT {
+            return Err(Fault::Connect);
+        }
+        let host = headers::host(request)?;
+        let target = self.routes.find(host)?;
+        let settings = target.settings();
+        let bodiless = request.body().is_end_stream();
+        if !bodiless && headers::has_several_lengths(request.headers()) {
+            return Err(Fault::Malformed("several Content-Length"));
+        }
+        let changes = request.version() == Version::HTTP_11 && bodiless && settings.protocol != AppProtocol::H2c;
+        let protocol = changes.then(|| headers::upgrade(request.headers())).flatten();
+        let host = headers::host_value(request);
+        let headers = request.headers_mut();
+        headers::strip_hop_by_hop(headers);
+        client.forwarding.apply(headers, host);
+        let expects = !bodiless && headers.contains_key(EXPECT);
+        let upgrade = protocol.map(|protocol| {
+            headers::set_upgrade(request.headers_mut(), protocol.clone());
+            (protocol, hyper::upgrade::on(request))
+        });
+        Ok(Plan { target, settings, upgrade, expects })
+    }
+
+    /// Tries one backend.
+    async fn attempt(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        plan: &mut Plan,
+        lease: Lease,
+        mut request: Request<Outgoing>,
+    ) -> Result<Response<Answer>, Failure> {
+        let key = self.key(plan, &lease)?;
+        let resendable = exchange::is_resendable(&request);
+        let within = if resendable { Duration::MAX } else { SURELY_OPEN };
+        let mut reused = lease.backend().pool(self.index).reuse(&key, within);
+        loop {
+            let was_there = reused.is_some();
+            let link = match reused.take() {
+                Some(link) => {
+                    self.meters.reused();
+                    link
+                }
+                None => match self.open(&lease, &key, plan.settings.protocol).await {
+                    Ok(link) => link,
+                    Err(error) => return Err(not_opened(&lease, error, request)),
+                },
+            };
+            let head = Head::of(&request);
+            let begun = Instant::now();
+            match self.exchange(link, request, plan).await {
+                Ok((response, carrier)) => {
+                    lease.answered();
+                    self.meters.answered(response.status(), lease.way(), begun.elapsed());
+                    return self.pass_on(client, plan, lease, response, carrier);
+                }
+                Err(lost) => {
+                    let unsent = lost.unsent.is_some();
+                    let again =
+                        lost.unsent.or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
+                    match again {
+                        // Its other end had been closed: that says nothing about the backend.
+                        Some(again) if was_there => {
+                            self.meters.retried(Retry::Stale);
+                            request = again;
+                        }
+                        again => {
+                            if unsent {
+                                lease.refused();
+                            }
+                            return Err(Failure::new(lost.fault, again, Retry::Reset));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a connection for this request must be good for.
+    fn key(&self, plan: &Plan, lease: &Lease) -> Result<Key, Failure> {
+        let tls = plan.settings.tls.as_ref();
+        let name = tls.map(|tls| {
+            let namespace = &plan.target.key().namespace;
+            self.trust.name(namespace, &tls.server_name, tls.ca_secret.as_ref(), plan.upgrade.is_some())
+        });
+        let name = name.transpose().map_err(|why| Failure::new(Fault::Tls(why), None, Retry::Connect))?;
+        Ok(Key { address: lease.address(), name })
+    }
+
+    /// Opens a connection. One of HTTP/2 is opened for all who wait for it.
+    async fn open(self: &Arc<Self>, lease: &Lease, key: &Key, protocol: AppProtocol) -> Result<Link, ConnectError> {
+        let pool = lease.backend().pool(self.index);
+        let _turn = match protocol {
+            AppProtocol::H2c => {
+                let failures = pool.failures();
+                let turn = pool.turn().await;
+                if let Some(link) = pool.reuse(key, Duration::MAX) {
+                    self.meters.reused();
+                    return Ok(link);
+                }
+                if pool.failures() != failures {
+                    return Err(ConnectError::Others);
+                }
+                Some(turn)
+            }
+            AppProtocol::Http1 | AppProtocol::Https => None,
+        };
+        let protocol = if protocol == AppProtocol::H2c { Protocol::Http2 } else { Protocol::Http1 };
+        let begun = Instant::now();
+        let opened = self.dialer.open(key, protocol).await;
+        self.meters.opened(begun.elapsed(), opened.is_ok());
+        match &opened {
+            Ok(Link::Http2(link)) if pool.offer(link) => self.sweep(lease),
+            Ok(_) => {}
+            Err(_) => pool.failed(),
+        }
+        opened
+    }
+
+    /// Has a backend's pool swept from now on.
+    fn sweep(&self, lease: &Lease) {
+        let _ = self.sweeps.send(Arc::downgrade(lease.backend()));
+    }
+
+    /// Keeps a connection whose answer has been read to its end.
+    fn give_back(&self, lease: &Lease, link: super::upstream::Http1) {
+        if lease.backend().usable() && lease.backend().pool(self.index).put(link) {
+            self.sweep(lease);
+        }
+    }
+
+    /// Makes a pod's answer the proxy's.
+    fn pass_on(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        plan: &mut Plan,
+        lease: Lease,
+        mut response: Response<Incoming>,
+        carrier: Carrier,
+    ) -> Result<Response<Answer>, Failure> {
+        let protocol = headers::upgrade(response.headers());
+        headers::strip_hop_by_hop(response.headers_mut());
+        *response.version_mut() = Version::HTTP_11;
+        match (response.status(), protocol) {
+            (StatusCode::SWITCHING_PROTOCOLS, protocol) => {
+                let (Some((asked, theirs)), true) = (plan.upgrade.take(), carrier.is_http1()) else {
+                    return Err(Failure::new(Fault::Protocol, None, Retry::Reset));
+                };
+                headers::set_upgrade(response.headers_mut(), protocol.unwrap_or(asked));
+                let tunnel = Tunnel::new(client, theirs, hyper::upgrade::on(&mut response), lease, &self.meters);
+                *client.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+                client.tunnelled.store(true, Ordering::Release);
+                Ok(response.map(|_| Answer::whole(Bytes::new())))
+            }
+            (StatusCode::UPGRADE_REQUIRED, Some(protocol)) => {
+                headers::set_upgrade(response.headers_mut(), protocol);
+                Ok(response.map(|body| Answer::streamed(body, self, lease, carrier)))
+            }
+            _ => Ok(response.map(|body| Answer::streamed(body, self, lease, carrier))),
+        }
+    }
+}
+
+/// A connection was not opened: nothing was sent.
+fn not_opened(lease: &Lease, error: ConnectError, request: Request<Outgoing>) -> Failure {
+    tracing::debug!(address = %lease.address(), error = &error as &dyn std::error::Error, "no connection to a backend");
+    let (fault, retry) = match &error {
+        ConnectError::TimedOut => {
+            lease.timed_out();
+            (Fault::ConnectTimeout, Retry::ConnectTimeout)
+        }
+        ConnectError::Tls(why) => {
+            lease.refused();
+            (Fault::Tls(why.to_string()), Retry::Tls)
+        }
+        ConnectError::Refused(_) | ConnectError::Http(_) => {
+            lease.refused();
+            (Fault::Refused, Retry::Connect)
+        }
+        ConnectError::Others => (Fault::Refused, Retry::Connect),
+    };
+    Failure::new(fault, Some(request), retry)
+}
+
+#[cfg(test)]
+mod tests;

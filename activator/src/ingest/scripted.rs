@@ -120,7 +120,6 @@ pub(super) fn observation(pod: &PodRef) -> Observation {
         phase: Phase::Alive,
         terminating_since_ms: None,
         addresses: vec!["10.0.0.1".parse().expect("an address"), "fd00::1".parse().expect("an address")],
-        host_network: false,
         labels: Labels::new(),
         revision: "r1".into(),
         ready: None,

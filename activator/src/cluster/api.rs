@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::core::Status;
 use podlight_proto::PodUid;
@@ -54,9 +55,9 @@ impl ApiError {
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallFailure {
-    /// No answer within the timeout.
-    #[error("no answer within 2 s")]
-    Timeout,
+    /// No answer within this time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
     /// The connection failed, or the answer was an error.
     #[error("the call failed")]
     Client(#[source] kube::Error),
@@ -72,7 +73,7 @@ impl CallFailure {
     /// Whether there was no answer at all, rather than a bad one, or a call that could not be made.
     fn is_silence(&self) -> bool {
         match self {
-            Self::Timeout => true,
+            Self::Timeout(_) => true,
             Self::Client(error) => matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_)),
             Self::Pod(_) | Self::Malformed(_) => false,
         }
@@ -82,7 +83,7 @@ impl CallFailure {
     pub(super) fn status(&self) -> Option<&Status> {
         match self {
             Self::Client(kube::Error::Api(status)) => Some(status),
-            Self::Timeout | Self::Client(_) | Self::Pod(_) | Self::Malformed(_) => None,
+            Self::Timeout(_) | Self::Client(_) | Self::Pod(_) | Self::Malformed(_) => None,
         }
     }
 
@@ -150,7 +151,8 @@ pub enum Api {
 }
 
 impl Api {
-    /// One TokenReview for the audience `podlight`.
+    /// One TokenReview for the audience `podlight`. It may take longer than anybody wants to wait: up to 10 s, so that
+    /// a slow API server is not asked again for what it is about to say.
     ///
     /// # Errors
     /// [`ApiError`].

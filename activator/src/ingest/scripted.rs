@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -131,7 +132,7 @@ pub(super) fn observation(pod: &PodRef) -> Observation {
 }
 
 pub(super) fn unavailable() -> ApiError {
-    ApiError::Unavailable(Arc::new(CallFailure::Timeout))
+    ApiError::Unavailable(Arc::new(CallFailure::Timeout(Duration::from_secs(2))))
 }
 
 /// What a review is to say.
@@ -143,6 +144,8 @@ pub(super) enum ReviewScript {
     Other,
     Reject,
     Fail,
+    /// As the claims have it, after so many seconds.
+    AcceptAfter(u64),
 }
 
 #[derive(Debug)]
@@ -242,6 +245,10 @@ impl Scripted {
             ReviewScript::Other => Ok(Reviewed::of_service_account(&namespace, "other", pod)),
             ReviewScript::Reject => Err(ApiError::Rejected("it said no".into())),
             ReviewScript::Fail => Err(unavailable()),
+            ReviewScript::AcceptAfter(seconds) => {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Ok(Reviewed::of_service_account(&namespace, &account, pod))
+            }
         }
     }
 

@@ -22,8 +22,12 @@ use crate::cluster::scale::Scalables;
 use crate::cluster::{Shutdown, ended};
 use crate::table::entry::Observation;
 
-/// How long one call may take. A first contact waits for at most two of them, within the sidecar's own timeout.
+/// How long one call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a TokenReview may take. Nobody waits that long (see `ingest::token_review`), but whoever asks again must
+/// not cost a slow API server a second one.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often the API server is asked whether it is there. A frozen one shows by nothing else while no call is made.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -54,6 +58,20 @@ impl Call {
             Self::Scale => "scale",
             Self::Event => "event",
             Self::Secret => "secret",
+        }
+    }
+
+    const fn timeout(self) -> Duration {
+        match self {
+            Self::TokenReview => REVIEW_TIMEOUT,
+            Self::Pod
+            | Self::Jwks
+            | Self::Discovery
+            | Self::AccessReview
+            | Self::Kinds
+            | Self::Scale
+            | Self::Event
+            | Self::Secret => CALL_TIMEOUT,
         }
     }
 }
@@ -164,7 +182,7 @@ impl KubernetesApi {
     /// Makes a call: bounds it, measures it, and learns from it how the API server is.
     async fn ask<T>(&self, call: Call, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallFailure> {
         let started = Instant::now();
-        let outcome = within_timeout(request).await;
+        let outcome = within(call.timeout(), request).await;
         self.health.answered(!outcome.as_ref().err().is_some_and(CallFailure::is_silence));
         let result = outcome.as_ref().err().map_or("ok", CallFailure::label);
         counter!("podlight_api_calls_total", "call" => call.label(), "result" => result).increment(1);
@@ -185,7 +203,7 @@ impl KubernetesApi {
         let mut was_ready = true;
         loop {
             let request = http::Request::get("/readyz").body(Vec::new()).expect("a constant path");
-            let outcome = within_timeout(self.client.request_text(request)).await;
+            let outcome = within(CALL_TIMEOUT, self.client.request_text(request)).await;
             self.health.answered(!outcome.as_ref().err().is_some_and(CallFailure::is_silence));
             let ready = outcome.is_ok();
             if ready && !was_ready {
@@ -197,11 +215,11 @@ impl KubernetesApi {
     }
 }
 
-async fn within_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, CallFailure> {
-    match tokio::time::timeout(CALL_TIMEOUT, request).await {
+async fn within<T>(span: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, CallFailure> {
+    match tokio::time::timeout(span, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(CallFailure::Client(error)),
-        Err(_) => Err(CallFailure::Timeout),
+        Err(_) => Err(CallFailure::Timeout(span)),
     }
 }
 

@@ -26,8 +26,8 @@ use crate::table::Table;
 use crate::table::owner::{self, Clock, TableHandle};
 use crate::table::snapshot::{Feed, Groups};
 
-/// Messages that wait for the table: more than requests can be under way, so that none is turned away here.
-const TABLE_MESSAGES: usize = 32_768;
+/// Messages that may wait for the table besides those of requests under way, so that none of these is turned away.
+const TABLE_MESSAGES: usize = 16_384;
 
 /// Descriptors kept back for everything that is not a connection of the main listener.
 const OTHER_DESCRIPTORS: usize = 512;
@@ -95,7 +95,8 @@ pub async fn run(
 
     let (trigger, shutdown) = Shutdown::new();
     let clock = Clock::start();
-    let (table, groups, feed, owner) = owner::spawn(Table::new(config.ingest.pacing), clock, TABLE_MESSAGES);
+    let (table, groups, feed, owner) =
+        owner::spawn(Table::new(config.ingest.pacing), clock, TABLE_MESSAGES + config.ingest.max_in_flight);
     let (api, pods, health, watches) = source.spawn(&config, &shutdown, table.clone());
     let readiness = Readiness::new(health.clone());
     let (admin_trigger, admin_shutdown) = Shutdown::new();

@@ -1,5 +1,5 @@
-//! The Kubernetes side: watches pods, Services and EndpointSlices, and asks the API server what a token, a pod or
-//! a caller is. It reduces objects to what the table needs and refuses those it cannot read, one by one.
+//! The Kubernetes side: watches pods, Services and EndpointSlices, asks the API server what a token, a pod or a caller
+//! is, scales from zero and reports faults. It reduces objects to what the table needs and refuses those it cannot read, one by one.
 //!
 //! Invariants: [`Pods`] hears of a change before the table does; losing the API server loses nothing that is known;
 //! every question is bounded in time and fails as "cannot tell", never as a verdict. [`standalone`] puts files in
@@ -20,6 +20,8 @@ pub mod connection;
 mod extract;
 pub mod health;
 pub mod pods;
+pub mod report;
+pub mod scale;
 mod services;
 mod slices;
 pub mod standalone;
@@ -31,6 +33,8 @@ pub use connection::{ConnectError, connect};
 pub use extract::RevisionLabels;
 pub use health::{Health, Kind};
 pub use pods::Pods;
+pub use report::Reason;
+pub use scale::{ScaleError, Scaled};
 pub use standalone::{StandaloneConfig, spawn_standalone};
 
 /// Turns true, or loses its sender, when everything is to end.
@@ -81,7 +85,8 @@ pub fn spawn_kubernetes(
             stop.clone(),
         )),
         tokio::spawn(watch::run(kube::Api::<EndpointSlice>::all(client), watched, deliverer, stop.clone())),
-        tokio::spawn(api.clone().probe(stop)),
+        tokio::spawn(api.clone().probe(stop.clone())),
+        tokio::spawn(api.clone().send_reports(stop)),
     ];
     (Api::Kubernetes(Arc::new(api)), pods, health, tasks)
 }

@@ -51,6 +51,9 @@ const HEARTBEAT_CONFIRMED: &str = "120s";
 /// Longest pause between heartbeats that sidecars keep to.
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(600);
 
+/// Largest number of anything: beyond what memory holds of the smallest of them.
+const LARGEST: usize = 100_000_000;
+
 /// Longest span that is meant seriously by anybody.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -149,9 +152,27 @@ pub struct RunArgs {
     /// Most events of one source address: `<per second>:<burst>`.
     #[arg(long, env = "PODLIGHT_SOURCE_RATE", default_value_t = written(IngestConfig::SOURCE_RATE))]
     source_rate: String,
+    /// Most source addresses whose rate is told apart at once.
+    #[arg(long, env = "PODLIGHT_MAX_SOURCES", default_value_t = IngestConfig::MAX_SOURCES.to_string())]
+    max_sources: String,
+    /// Most events under way, being read or waiting.
+    #[arg(long, env = "PODLIGHT_MAX_IN_FLIGHT", default_value_t = IngestConfig::MAX_IN_FLIGHT.to_string())]
+    max_in_flight: String,
+    /// Most events that wait for the Kubernetes API or the table.
+    #[arg(long, env = "PODLIGHT_MAX_WAITING", default_value_t = IngestConfig::MAX_WAITING.to_string())]
+    max_waiting: String,
     /// Most TokenReviews at once.
     #[arg(long, env = "PODLIGHT_MAX_REVIEWS", default_value_t = IngestConfig::REVIEWS_IN_FLIGHT.to_string())]
     max_reviews: String,
+    /// Most TokenReviews that wait for their turn.
+    #[arg(long, env = "PODLIGHT_MAX_REVIEWS_WAITING", default_value_t = IngestConfig::REVIEWS_WAITING.to_string())]
+    max_reviews_waiting: String,
+    /// How long a request's headers may take.
+    #[arg(long, env = "PODLIGHT_HEAD_TIMEOUT", default_value_t = seconds(Timeouts::HEAD))]
+    head_timeout: String,
+    /// How long an event's body may take.
+    #[arg(long, env = "PODLIGHT_BODY_TIMEOUT", default_value_t = seconds(IngestConfig::BODY_TIMEOUT))]
+    body_timeout: String,
     /// Most connections.
     #[arg(long, env = "PODLIGHT_MAX_CONNECTIONS", default_value = MAX_CONNECTIONS)]
     max_connections: String,
@@ -432,7 +453,12 @@ impl RunArgs {
         let max_sessions = faults.note("max-sessions", count(&self.max_sessions));
         let rate = faults.note("rate", rate(&self.rate));
         let source_rate = faults.note("source-rate", self::rate(&self.source_rate));
+        let max_sources = faults.note("max-sources", count(&self.max_sources));
+        let max_in_flight = faults.note("max-in-flight", count(&self.max_in_flight));
+        let max_waiting = faults.note("max-waiting", count(&self.max_waiting));
         let reviews_in_flight = faults.note("max-reviews", count(&self.max_reviews));
+        let reviews_waiting = faults.note("max-reviews-waiting", count(&self.max_reviews_waiting));
+        let body_timeout = faults.note("body-timeout", timeout(&self.body_timeout));
         Some(IngestConfig {
             issuers,
             peers,
@@ -440,7 +466,12 @@ impl RunArgs {
             max_sessions: max_sessions?,
             rate: rate?,
             source_rate: source_rate?,
+            max_sources: max_sources?,
+            max_in_flight: max_in_flight?,
+            max_waiting: max_waiting?,
             reviews_in_flight: reviews_in_flight?,
+            reviews_waiting: reviews_waiting?,
+            body_timeout: body_timeout?,
             ..IngestConfig::new(auth?, replica)
         })
     }
@@ -459,11 +490,12 @@ impl RunArgs {
         let connections = faults.note("max-connections", count(&self.max_connections));
         let per_source = faults.note("max-connections-per-source", count(&self.max_connections_per_source));
         let grace = faults.note("shutdown-grace", span(&self.shutdown_grace));
+        let head = faults.note("head-timeout", timeout(&self.head_timeout));
         Some(Limits {
             connections: connections?,
             connections_per_source: per_source?,
             grace: grace?,
-            timeouts: Timeouts::default(),
+            timeouts: Timeouts { head: head?, ..Timeouts::default() },
         })
     }
 
@@ -521,7 +553,17 @@ fn parsed<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, String> 
 
 /// A whole number of at least one.
 fn count(text: &str) -> Result<usize, String> {
-    parsed::<std::num::NonZeroUsize>(text, "must be a whole number of 1 or more").map(usize::from)
+    let count = text.parse().ok().filter(|count| (1..=LARGEST).contains(count));
+    count.ok_or_else(|| format!("{text:?} must be a whole number from 1 to {LARGEST}"))
+}
+
+/// A span in which something can happen.
+fn timeout(text: &str) -> Result<Duration, String> {
+    span(text).and_then(|span| if span.is_zero() { Err("must not be zero".to_owned()) } else { Ok(span) })
+}
+
+fn seconds(span: Duration) -> String {
+    format!("{}s", span.as_secs())
 }
 
 /// `<number><ms|s|m|h>`.

@@ -75,6 +75,8 @@ pub struct IngestConfig {
     pub reviews_in_flight: usize,
     /// Most TokenReviews that wait for their turn.
     pub reviews_waiting: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
 }
 
 impl IngestConfig {
@@ -94,6 +96,8 @@ impl IngestConfig {
     pub const REVIEWS_IN_FLIGHT: usize = 16;
     /// At the 2 700 reviews a second measured on a real API server, 1.5 s of waiting.
     pub const REVIEWS_WAITING: usize = 4_096;
+    /// As long as headers may: 16 KiB in that time is slower than any link that a pod has (wire rules: 408).
+    pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
     /// The defaults for a replica of this name.
     pub fn new(auth: AuthMode, replica: impl Into<String>) -> Self {
@@ -111,6 +115,7 @@ impl IngestConfig {
             max_waiting: Self::MAX_WAITING,
             reviews_in_flight: Self::REVIEWS_IN_FLIGHT,
             reviews_waiting: Self::REVIEWS_WAITING,
+            body_timeout: Self::BODY_TIMEOUT,
         }
     }
 }
@@ -125,6 +130,7 @@ pub struct Ingest {
     table: TableHandle,
     kubernetes: Kubernetes,
     limits: Limits,
+    body_timeout: Duration,
     in_flight: Room,
     waiting: Room,
     authenticator: Arc<Authenticator>,
@@ -154,6 +160,7 @@ impl Ingest {
     fn over(config: IngestConfig, kubernetes: Kubernetes, table: TableHandle, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             limits: Limits::new(config.rate, config.source_rate, config.max_sources),
+            body_timeout: config.body_timeout,
             in_flight: Room::new(config.max_in_flight),
             waiting: Room::new(config.max_waiting),
             authenticator: Arc::new(Authenticator::new(&config, kubernetes.clone(), clock)),

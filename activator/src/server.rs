@@ -39,9 +39,6 @@ pub(crate) const BACKLOG: u32 = 4096;
 /// How long a TLS handshake may take, as long as headers may.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a request's headers may take (wire rules: 408 after that).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How long a peer may take none of what is written to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -99,9 +96,14 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
+impl Timeouts {
+    /// How long a request's headers may take (wire rules: 408 after that).
+    pub const HEAD: Duration = Duration::from_secs(10);
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { handshake: HANDSHAKE_TIMEOUT, head: HEAD_TIMEOUT, write: WRITE_TIMEOUT, idle: IDLE_TIMEOUT }
+        Self { handshake: HANDSHAKE_TIMEOUT, head: Self::HEAD, write: WRITE_TIMEOUT, idle: IDLE_TIMEOUT }
     }
 }
 

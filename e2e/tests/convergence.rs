@@ -49,7 +49,6 @@ fn flaps(random: &mut Random) -> Vec<Fact> {
             phase: if random.chance(3) { Phase::Ended } else { Phase::Alive },
             terminating_since_ms: random.chance(3).then_some(second * 1_000),
             addresses: vec![Ipv4Addr::new(10, 0, 0, 1).into()],
-            host_network: false,
             labels: labels(),
             revision: "".into(),
             ready: random.chance(90).then(|| ReadyCondition { ready: random.chance(50), since_seconds: second }),

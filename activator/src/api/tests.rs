@@ -81,7 +81,6 @@ fn pod(name: &str, version: u64, ready: bool) -> Observation {
         phase: Phase::Alive,
         terminating_since_ms: None,
         addresses: vec![IpAddr::from([10, 0, 0, 7])],
-        host_network: false,
         labels: BTreeMap::from([("app".into(), "web".into())]),
         revision: "r1".into(),
         ready: Some(ReadyCondition { ready, since_seconds: 1000 }),

@@ -1,18 +1,24 @@
-//! Questions to the API server: is this token good, is this pod there, which keys sign tokens, may this caller read.
-//! Each is one request under a timeout. An API server that cannot answer is never taken for one that says no.
+//! Questions to the API server: is this token good, is this pod there, which keys sign tokens, may this caller read;
+//! and the little that is asked of it: to scale from zero, to tell a Service's owner of a fault. Each is one request
+//! under a timeout, or a few. An API server that cannot answer is never taken for one that says no.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use kube::core::Status;
 use podlight_proto::PodUid;
 
+use super::report::Reason;
+use super::scale::{ScaleError, Scaled};
 use super::standalone::StandaloneApi;
 use crate::table::entry::Observation;
+use crate::table::group::GroupKey;
 
 mod kubernetes;
 mod review;
 
-use kubernetes::Call;
+pub(super) use kubernetes::Call;
 pub use kubernetes::KubernetesApi;
 
 /// Where a cluster publishes the keys that sign its tokens.
@@ -49,24 +55,44 @@ impl ApiError {
 /// How a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallFailure {
-    /// No answer within the timeout.
-    #[error("no answer within 2 s")]
-    Timeout,
+    /// No answer within this time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
     /// The connection failed, or the answer was an error.
     #[error("the call failed")]
     Client(#[source] kube::Error),
-    /// The answer was a pod that cannot be read.
+    /// The answer was a pod that cannot be used.
     #[error("the pod is malformed: {0}")]
-    Malformed(String),
+    Pod(String),
+    /// The answer was not what it should be, which is told; not what it was.
+    #[error("the answer is not {0}")]
+    Malformed(&'static str),
 }
 
 impl CallFailure {
     /// Whether there was no answer at all, rather than a bad one, or a call that could not be made.
     fn is_silence(&self) -> bool {
         match self {
-            Self::Timeout => true,
+            Self::Timeout(_) => true,
             Self::Client(error) => matches!(error, kube::Error::Service(_) | kube::Error::HyperError(_)),
-            Self::Malformed(_) => false,
+            Self::Pod(_) | Self::Malformed(_) => false,
+        }
+    }
+
+    /// The status that the API server answered with, if that is the failure.
+    pub(super) fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Client(kube::Error::Api(status)) => Some(status),
+            Self::Timeout(_) | Self::Client(_) | Self::Pod(_) | Self::Malformed(_) => None,
+        }
+    }
+
+    /// As in metric labels.
+    fn label(&self) -> &'static str {
+        match self.status().map(|status| status.code) {
+            Some(401 | 403) => "own-credential",
+            Some(404 | 422) => "rejected",
+            _ => "unavailable",
         }
     }
 }
@@ -125,7 +151,8 @@ pub enum Api {
 }
 
 impl Api {
-    /// One TokenReview for the audience `podlight`.
+    /// One TokenReview for the audience `podlight`. It may take longer than anybody wants to wait: up to 10 s, so that
+    /// a slow API server is not asked again for what it is about to say.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -183,4 +210,50 @@ impl Api {
             Self::Standalone(_) => Ok(true),
         }
     }
+
+    /// Takes a resource from zero replicas to one, never to fewer than it has. `kind` is `Deployment`, `StatefulSet`,
+    /// `ReplicaSet`, or any other kind with its group, as `Rollout.argoproj.io`.
+    ///
+    /// # Errors
+    /// [`ScaleError`]. Standalone, there is nothing that could.
+    pub async fn scale_up(&self, namespace: &str, kind: &str, name: &str) -> Result<Scaled, ScaleError> {
+        match self {
+            Self::Kubernetes(api) => api.scale_up(namespace, kind, name).await,
+            Self::Standalone(_) => Err(ScaleError::Final("standalone mode scales nothing".to_owned())),
+        }
+    }
+
+    /// Tells a Service's owner what is wrong with it: an Event of type Warning on the Service, one for each reason, so
+    /// that `message` is to tell everything of that reason. Returns at once; what comes too often or in too great
+    /// numbers is dropped. Standalone, it is logged.
+    pub fn report(&self, service: &GroupKey, uid: &str, reason: Reason, message: &str) {
+        match self {
+            Self::Kubernetes(api) => api.outbox.put(service, uid, reason, message),
+            Self::Standalone(_) => {
+                let (namespace, service, reason) = (&*service.namespace, &*service.service, reason.as_str());
+                tracing::warn!(namespace, service, reason, message, "a Service is not as it should be");
+            }
+        }
+    }
+
+    /// The data of a Secret.
+    ///
+    /// # Errors
+    /// [`ApiError`]: rejected when there is no such Secret, or when the activator may not read it.
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, ApiError> {
+        if !(is_object_name(namespace) && is_object_name(name)) {
+            return Err(ApiError::Rejected(format!("{name:?} in namespace {namespace:?} cannot be a Secret's name")));
+        }
+        match self {
+            Self::Kubernetes(api) => api.secret(namespace, name).await,
+            Self::Standalone(api) => api.secret(namespace, name),
+        }
+    }
+}
+
+/// Whether an object can be called this (RFC 1123 subdomain): it can then be a segment of a path.
+pub(super) fn is_object_name(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let outer = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    text.len() <= 253 && text.bytes().all(inner) && outer(text.bytes().next()) && outer(text.bytes().last())
 }

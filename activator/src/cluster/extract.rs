@@ -97,7 +97,6 @@ pub(super) fn observation(pod: &Pod, revision_labels: &RevisionLabels) -> Result
         },
         terminating_since_ms: terminating_since_ms(meta),
         addresses: addresses(status)?,
-        host_network: spec.host_network.unwrap_or(false),
         revision: revision_labels.revision(&labels),
         labels,
         ready: ready_condition(status),

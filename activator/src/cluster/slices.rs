@@ -55,10 +55,11 @@ fn endpoint_port(declared: &discovery::EndpointPort) -> Result<Option<EndpointPo
 fn endpoint(declared: &discovery::Endpoint, namespace: &str) -> Result<Option<SliceEndpoint>, ExtractError> {
     let Some(first) = declared.addresses.first() else { return Ok(None) };
     let conditions = declared.conditions.as_ref();
-    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
+    let published = conditions.and_then(|c| c.ready).unwrap_or(true);
+    let serving = conditions.and_then(|c| c.serving).unwrap_or(published);
     let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-    let state = match (terminating, ready) {
+    // With publishNotReadyAddresses `ready` is true whatever the pod is: then the other two tell.
+    let state = match (terminating, published && serving) {
         (true, _) => State::Terminating,
         (false, true) => State::Ready,
         (false, false) => State::NotReady,

@@ -30,7 +30,7 @@ use crate::table::owner::TableHandle;
 
 mod manifests;
 
-use manifests::{Fingerprint, Manifests, Name, Scan};
+use manifests::{Fingerprint, Manifests, Name, Scan, Secrets};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -79,6 +79,7 @@ pub struct StandaloneApi {
     issuer: String,
     pods: Pods,
     accounts: RwLock<BTreeSet<Name>>,
+    secrets: RwLock<Secrets>,
 }
 
 impl StandaloneApi {
@@ -98,6 +99,12 @@ impl StandaloneApi {
 
     pub(super) fn fetch_pod(&self, namespace: &str, name: &str) -> Option<Arc<Observation>> {
         self.pods.find(namespace, name)
+    }
+
+    pub(super) fn secret(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, Vec<u8>>, ApiError> {
+        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let missing = || ApiError::Rejected(format!("no manifest has the Secret {name} in namespace {namespace}"));
+        secrets.0.get(&(namespace.to_owned(), name.to_owned())).cloned().ok_or_else(missing)
     }
 
     pub(super) fn jwks(&self) -> Vec<u8> {
@@ -122,11 +129,12 @@ struct Follower {
 impl Follower {
     fn new(config: StandaloneConfig, table: TableHandle) -> (Self, Pods, Health) {
         let (pods, health) = (Pods::default(), Health::local());
-        let (key, issuer, accounts) = (config.issuer_key, config.issuer, RwLock::default());
+        let (key, issuer) = (config.issuer_key, config.issuer);
+        let (accounts, secrets) = (RwLock::default(), RwLock::default());
         let follower = Self {
             path: config.path,
             deliverer: Deliverer::new(table, pods.clone(), health.clone(), config.revision_labels),
-            api: Arc::new(StandaloneApi { key, issuer, pods: pods.clone(), accounts }),
+            api: Arc::new(StandaloneApi { key, issuer, pods: pods.clone(), accounts, secrets }),
             versions: BTreeMap::new(),
             fingerprint: None,
             failing: false,
@@ -179,6 +187,7 @@ impl Follower {
 
     async fn deliver(&mut self, manifests: Manifests) {
         *self.api.accounts.write().unwrap_or_else(PoisonError::into_inner) = manifests.accounts;
+        *self.api.secrets.write().unwrap_or_else(PoisonError::into_inner) = manifests.secrets;
         let pods = number(manifests.pods, &mut self.versions);
         self.list(manifests.services.into_values()).await;
         self.list(manifests.slices.into_values()).await;

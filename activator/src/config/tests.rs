@@ -19,6 +19,25 @@ fn defaults_are_valid_by_their_own_rules() {
     assert_eq!((config.ingest.rate, config.ingest.source_rate), (IngestConfig::RATE, IngestConfig::SOURCE_RATE));
     assert_eq!(config.ingest.pacing, Pacing::default());
     assert_eq!(config.limits.grace, Duration::from_secs(25));
+    assert_eq!(config.limits.timeouts, Timeouts::default());
+    let ingest = IngestConfig::new(AuthMode::Hybrid, "host");
+    let bounds = |c: &IngestConfig| {
+        (c.max_sessions, c.max_sources, c.max_in_flight, c.max_waiting, c.reviews_in_flight, c.reviews_waiting)
+    };
+    assert_eq!((bounds(&config.ingest), config.ingest.body_timeout), (bounds(&ingest), ingest.body_timeout));
+}
+
+#[test]
+fn bounds_and_deadlines_are_settings() {
+    let given = ["--max-sources", "1", "--max-in-flight", "3", "--max-waiting", "2", "--max-reviews-waiting", "4"];
+    let timeouts = ["--head-timeout", "1s", "--body-timeout", "500ms"];
+    let config = config(&[&["--plaintext"], &given[..], &timeouts].concat()).expect("valid");
+    let IngestConfig { max_sources, max_in_flight, max_waiting, reviews_waiting, body_timeout, .. } = config.ingest;
+    assert_eq!((max_sources, max_in_flight, max_waiting, reviews_waiting), (1, 3, 2, 4));
+    assert_eq!((config.limits.timeouts.head, body_timeout), (Duration::from_secs(1), Duration::from_millis(500)));
+    let told =
+        faults(&["--plaintext", "--max-waiting", "0", "--max-reviews", "99999999999999", "--head-timeout", "0s"]);
+    assert_eq!(told.len(), 3, "{told:?}");
 }
 
 #[test]
@@ -60,6 +79,18 @@ fn every_fault_is_told_at_once() {
         "many",
         "--shutdown-delay",
         "25h",
+        "--max-sources",
+        "0.5",
+        "--max-in-flight",
+        "0",
+        "--max-waiting",
+        "x",
+        "--max-reviews-waiting",
+        "",
+        "--head-timeout",
+        "0s",
+        "--body-timeout",
+        "1",
     ]);
     let flags: Vec<&str> = told.iter().filter_map(|fault| fault.split_once(':')).map(|(flag, _)| flag).collect();
     assert_eq!(
@@ -77,9 +108,15 @@ fn every_fault_is_told_at_once() {
             "--max-sessions",
             "--rate",
             "--source-rate",
+            "--max-sources",
+            "--max-in-flight",
+            "--max-waiting",
             "--max-reviews",
+            "--max-reviews-waiting",
+            "--body-timeout",
             "--max-connections",
             "--shutdown-grace",
+            "--head-timeout",
             "--shutdown-delay",
             "--log",
             "--log-format",

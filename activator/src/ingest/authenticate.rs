@@ -157,7 +157,12 @@ impl Authenticator {
             issuers: ArcSwap::from_pointee(config.issuers.clone()),
             issuers_settled: AtomicBool::new(!config.issuers.is_empty()),
             keys: (config.auth != AuthMode::TokenReview).then(|| KeyStore::new(kubernetes.clone(), clock)),
-            reviews: Reviews::new(kubernetes.clone(), clock, config.reviews_in_flight, config.reviews_waiting),
+            reviews: Reviews::new(
+                kubernetes.clone(),
+                clock,
+                (config.reviews_in_flight, config.reviews_waiting),
+                ACCEPTED_FOR,
+            ),
             kubernetes,
             clock,
             accepted: Mutex::new(Cache::new(ACCEPTED_MAX)),
@@ -249,20 +254,20 @@ impl Authenticator {
         if let Some(keys) = &self.keys {
             keys.verify(token).await?;
         }
-        let user = match (purpose, self.mode) {
+        let reviewed = match (purpose, self.mode) {
             (Purpose::Event, AuthMode::Jwks) => None,
-            (Purpose::Event, AuthMode::Hybrid | AuthMode::TokenReview) => {
-                self.reviews.review(hash, token).await?;
-                None
+            (Purpose::Event, AuthMode::Hybrid | AuthMode::TokenReview) | (Purpose::Query, _) => {
+                Some(self.reviews.review(hash, token).await?)
             }
-            (Purpose::Query, _) => Some(self.reviews.review(hash, token).await?),
         };
         let now = self.clock.now();
         if token.lifetime(now.wall_ms).is_zero() {
             // While it waited.
             return Err(TokenError::Expired.into());
         }
-        let until = now.uptime + ACCEPTED_FOR.min(token.lifetime(now.wall_ms));
+        let decided_at = reviewed.as_ref().map_or(now.uptime, |word| word.at);
+        let until = (decided_at + ACCEPTED_FOR).min(now.uptime + token.lifetime(now.wall_ms));
+        let user = reviewed.map(|word| word.user).filter(|_| purpose == Purpose::Query);
         locked(&self.accepted).insert(hash, user.clone(), until, now.uptime);
         Ok(user)
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -24,9 +24,6 @@ use super::{AuthMode, Ingest};
 use crate::server::Peer;
 use crate::table::owner::PushError;
 use crate::table::{Pacing, Transition};
-
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The address of a request that the server has not marked: equal to no pod's.
 const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -82,7 +79,7 @@ impl Ingest {
         let place = self.in_flight.enter().ok_or(Shed::InFlight)?;
         check_head(request.headers())?;
         let (parts, body) = request.into_parts();
-        let body = tokio::time::timeout(BODY_TIMEOUT, read(body)).await.map_err(|_| Refusal::SlowBody)??;
+        let body = tokio::time::timeout(self.body_timeout, read(body)).await.map_err(|_| Refusal::SlowBody)??;
         let event = UnverifiedEvent::parse(&body)?;
         Ok(Received { event, token: authorization(&parts.headers)?, peer, _place: place })
     }

@@ -32,6 +32,9 @@ const GETS_IN_FLIGHT: usize = 16;
 /// Live GETs that may wait for their turn.
 const GETS_WAITING: usize = 4_096;
 
+/// How long anybody waits for a GET: no longer than it may take.
+const GET_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Why an event may not speak for its pod.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum OwnershipError {
@@ -190,7 +193,7 @@ pub(super) struct Ownership {
 
 impl Ownership {
     pub(super) fn new(kubernetes: Kubernetes, table: TableHandle, clock: Clock) -> Self {
-        let gets = Flights::new(GETS_IN_FLIGHT, GETS_WAITING);
+        let gets = Flights::new(GETS_IN_FLIGHT, GETS_WAITING, GET_PATIENCE);
         Self { kubernetes, table, clock, gets, gone: Mutex::new(Cache::new(GONE_MAX)) }
     }
 
@@ -217,7 +220,7 @@ impl Ownership {
         let found = match self.gets.join(*pod.uid(), call).await {
             Ok(found) => found,
             Err(NoAnswer::Full) => Err(OwnershipError::Overloaded),
-            Err(NoAnswer::Lost) => Err(OwnershipError::Unavailable(None)),
+            Err(NoAnswer::Lost | NoAnswer::Late) => Err(OwnershipError::Unavailable(None)),
         };
         if matches!(found, Err(OwnershipError::NoSuchPod)) {
             let now = self.clock.now().uptime;

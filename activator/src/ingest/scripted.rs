@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -120,7 +121,6 @@ pub(super) fn observation(pod: &PodRef) -> Observation {
         phase: Phase::Alive,
         terminating_since_ms: None,
         addresses: vec!["10.0.0.1".parse().expect("an address"), "fd00::1".parse().expect("an address")],
-        host_network: false,
         labels: Labels::new(),
         revision: "r1".into(),
         ready: None,
@@ -132,7 +132,7 @@ pub(super) fn observation(pod: &PodRef) -> Observation {
 }
 
 pub(super) fn unavailable() -> ApiError {
-    ApiError::Unavailable(Arc::new(CallFailure::Timeout))
+    ApiError::Unavailable(Arc::new(CallFailure::Timeout(Duration::from_secs(2))))
 }
 
 /// What a review is to say.
@@ -144,6 +144,8 @@ pub(super) enum ReviewScript {
     Other,
     Reject,
     Fail,
+    /// As the claims have it, after so many seconds.
+    AcceptAfter(u64),
 }
 
 #[derive(Debug)]
@@ -243,6 +245,10 @@ impl Scripted {
             ReviewScript::Other => Ok(Reviewed::of_service_account(&namespace, "other", pod)),
             ReviewScript::Reject => Err(ApiError::Rejected("it said no".into())),
             ReviewScript::Fail => Err(unavailable()),
+            ReviewScript::AcceptAfter(seconds) => {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Ok(Reviewed::of_service_account(&namespace, &account, pod))
+            }
         }
     }
 

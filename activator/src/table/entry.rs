@@ -79,8 +79,6 @@ pub struct Observation {
     pub terminating_since_ms: Option<u64>,
     /// `status.podIPs` in their order; empty until the kubelet has published them.
     pub addresses: Vec<IpAddr>,
-    /// Whether the pod shares its node's address.
-    pub host_network: bool,
     /// `metadata.labels`.
     pub labels: Labels,
     /// Value of the first label present of the configured revision labels; empty when none is.

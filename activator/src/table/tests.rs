@@ -29,7 +29,6 @@ fn observed(name: &str, version: u64) -> Observation {
         phase: Phase::Alive,
         terminating_since_ms: None,
         addresses: vec!["10.0.0.1".parse().expect("ip")],
-        host_network: false,
         labels: labels(&[("app", "web")]),
         revision: "".into(),
         ready: None,

@@ -335,7 +335,6 @@ fn observation(pod: &BenchPod) -> Observation {
         phase: Phase::Alive,
         terminating_since_ms: None,
         addresses: vec![pod.address],
-        host_network: false,
         labels: [("app".into(), Arc::clone(&pod.service)), ("pod-template-hash".into(), "v1".into())].into(),
         revision: "v1".into(),
         ready: Some(ReadyCondition { ready: false, since_seconds }),

@@ -64,6 +64,9 @@ impl ControlPlane {
             { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
             { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
             { "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"] },
+            { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
+            { "apiGroups": ["apps"], "resources": ["deployments/scale", "statefulsets/scale", "replicasets/scale"],
+              "verbs": ["get", "patch"] },
             { "nonResourceURLs": ["/openid/v1/jwks", "/.well-known/openid-configuration"], "verbs": ["get"] },
         ]);
         self.create_service_account(namespace, name).await?;
@@ -157,7 +160,10 @@ impl ControlPlane {
     }
 
     /// Creates a cluster role with `rules` and binds the service account to it.
-    async fn grant(&self, namespace: &str, service_account: &str, role: &str, rules: Value) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn grant(&self, namespace: &str, service_account: &str, role: &str, rules: Value) -> Result<()> {
         let client = self.client()?;
         let metadata = json!({ "name": role });
         let binding = json!({

@@ -63,7 +63,6 @@ impl Pod {
             phase: Phase::Alive,
             terminating_since_ms: None,
             addresses: Vec::new(),
-            host_network: false,
             labels: app_label(self.spec.app),
             revision: "".into(),
             ready: None,

@@ -5,6 +5,7 @@ use podlight_e2e::scene::Scene;
 use tokio::sync::OnceCell;
 
 mod bad_input;
+mod cluster_calls;
 mod endpoints;
 mod order;
 mod ownership;

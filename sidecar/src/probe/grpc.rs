@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Failure;
@@ -23,6 +24,14 @@ const MAX_ANSWER_BYTES: usize = 1024;
 pub(super) async fn ask(to: SocketAddr, service: &str) -> Result<(), Failure> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
+    ask_over(stream, to, service).await
+}
+
+async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    to: SocketAddr,
+    service: &str,
+) -> Result<(), Failure> {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let asked = async move {
         let response = sender.send_request(request(to, service)?).await?;
@@ -91,6 +100,28 @@ fn check_status(headers: &HeaderMap) -> Result<(), Failure> {
     match headers.get("grpc-status").map(|status| status.as_bytes()) {
         None | Some(b"0") => Ok(()),
         Some(other) => Err(Failure::NotServing(format!("grpc-status {}", String::from_utf8_lossy(other)))),
+    }
+}
+
+/// Asks a server that sends these bytes whatever it is asked, for the fuzz target: whether it counts as serving.
+#[cfg(feature = "fuzzing")]
+pub(super) async fn fuzz(answer: &[u8]) -> bool {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (mut asked, mut answers) = tokio::io::split(theirs);
+    let answer = async {
+        // Who is not heard out has said something wrong.
+        let _ = answers.write_all(answer).await;
+        let _ = answers.shutdown().await;
+        let _ = asked.read_to_end(&mut Vec::new()).await;
+    };
+    let to = SocketAddr::from(([127, 0, 0, 1], 1));
+    let asked = ask_over(ours, to, "");
+    tokio::pin!(asked, answer);
+    tokio::select! {
+        result = &mut asked => result.is_ok(),
+        () = &mut answer => asked.await.is_ok(),
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::table::entry::State;
-use crate::table::group::{Service, Slice, TargetPort};
+use crate::table::group::{Family, Service, ServiceKind, Slice, TargetPort};
 
 /// A running, ready pod with one probed container.
 fn mk_pod(change: impl FnOnce(&mut Value)) -> Pod {
@@ -32,7 +32,7 @@ fn a_pod_is_reduced_to_what_counts() {
     let seen = observe(|_| {});
     assert_eq!(seen.pod, PodRef::new("shop", "web-1", "u-1").unwrap());
     assert_eq!((seen.resource_version, &*seen.service_account, &*seen.revision), (7, "web", "abc"));
-    assert_eq!((seen.phase, seen.terminating_since_ms, seen.host_network), (Phase::Alive, None, false));
+    assert_eq!((seen.phase, seen.terminating_since_ms), (Phase::Alive, None));
     assert_eq!(seen.addresses, ["10.0.0.9".parse::<IpAddr>().unwrap(), "fd00::9".parse().unwrap()]);
     assert_eq!(seen.ready, Some(ReadyCondition { ready: true, since_seconds: 1_767_323_045 }));
     assert_eq!((seen.gates_open, seen.has_exec_probe, seen.has_readiness_probe), (true, false, true));
@@ -156,6 +156,14 @@ fn a_malformed_pod_is_refused() {
     }
 }
 
+/// A Service with more metadata than its name.
+fn described(mut metadata: Value, spec: Value) -> Service {
+    metadata["namespace"] = json!("shop");
+    metadata["name"] = json!("web");
+    let object: core::Service = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
+    object.extract(&RevisionLabels::default()).unwrap().unwrap()
+}
+
 fn service(spec: Value) -> Result<Service, ExtractError> {
     let object = json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": spec});
     let object: core::Service = serde_json::from_value(object).unwrap();
@@ -190,6 +198,90 @@ fn an_empty_selector_is_none_and_an_external_name_has_nothing() {
     let seen = service(external).unwrap();
     assert_eq!((seen.selector, seen.ports.len()), (None, 0));
     assert_eq!(service(json!({"ports": [{"port": 70000}]})), Err(ExtractError::Port(70000)));
+}
+
+#[test]
+fn a_service_with_addresses_is_a_cluster_service_whatever_its_type() {
+    for kind in [json!(null), json!("ClusterIP"), json!("NodePort"), json!("LoadBalancer")] {
+        let seen =
+            service(json!({"type": kind, "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"]})).unwrap();
+        assert_eq!(seen.kind, ServiceKind::Cluster, "{kind}");
+        assert_eq!(seen.cluster_ips, ["10.96.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+    }
+}
+
+#[test]
+fn a_manifest_may_name_one_address_or_none() {
+    let addresses = |spec: Value| service(spec).unwrap().cluster_ips;
+    assert_eq!(addresses(json!({"clusterIP": "10.96.0.1"})), ["10.96.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(addresses(json!({"clusterIP": ""})), [] as [IpAddr; 0]);
+    assert_eq!(addresses(json!({})), [] as [IpAddr; 0]);
+    assert_eq!(service(json!({"clusterIPs": ["x"]})), Err(ExtractError::Address("x".into())));
+}
+
+#[test]
+fn a_headless_service_has_no_addresses() {
+    let seen = service(json!({"clusterIP": "None", "clusterIPs": ["None"], "selector": {"app": "web"}})).unwrap();
+    assert_eq!((seen.kind, seen.cluster_ips), (ServiceKind::Headless, vec![]));
+    assert_eq!(service(json!({"clusterIP": "None"})).unwrap().kind, ServiceKind::Headless);
+}
+
+#[test]
+fn an_external_name_is_an_alias_and_keeps_who_it_is() {
+    let external = json!({"type": "ExternalName", "externalName": "x.org", "clusterIP": "10.96.0.1"});
+    let seen = described(json!({"uid": "u-1", "annotations": {"podlight.dev/route": "always"}}), external);
+    assert_eq!((seen.kind, &*seen.uid, seen.cluster_ips), (ServiceKind::ExternalName, "u-1", vec![]));
+    assert_eq!(seen.annotations.get("route").map(|v| &**v), Some("always"));
+}
+
+#[test]
+fn the_families_of_a_service_keep_their_order() {
+    let families = |families: Value| service(json!({"ipFamilies": families})).unwrap().families;
+    assert_eq!(families(json!(["IPv6", "IPv4"])), [Family::V6, Family::V4]);
+    assert_eq!(families(json!(["IPv4", "IPv7"])), [Family::V4], "one that is not known is no family");
+    assert_eq!(families(json!(null)), []);
+}
+
+#[test]
+fn a_port_says_what_is_spoken_on_it() {
+    let protocols = json!(["kubernetes.io/h2c", "https", null]);
+    let ports: Vec<Value> = protocols
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(80..)
+        .map(|(p, n)| json!({"name": n.to_string(), "port": n, "appProtocol": p}))
+        .collect();
+    let seen = service(json!({"ports": ports})).unwrap();
+    let spoken: Vec<_> = seen.ports.iter().map(|port| port.app_protocol.as_deref()).collect();
+    assert_eq!(spoken, [Some("kubernetes.io/h2c"), Some("https"), None]);
+}
+
+#[test]
+fn a_service_may_publish_pods_that_are_not_ready() {
+    assert!(service(json!({"publishNotReadyAddresses": true})).unwrap().publish_not_ready);
+    assert!(!service(json!({})).unwrap().publish_not_ready);
+}
+
+#[test]
+fn a_service_is_as_old_as_its_creation_and_as_old_as_can_be_without() {
+    let created = |at: Value| described(json!({"creationTimestamp": at}), json!({})).created_seconds;
+    assert_eq!(created(json!("2026-01-02T03:04:05Z")), 1_767_323_045);
+    assert_eq!(created(json!(null)), 0);
+    assert_eq!(created(json!("1969-12-31T23:59:59Z")), 0);
+}
+
+#[test]
+fn of_a_services_annotations_podlights_own_are_kept_by_their_short_names() {
+    let annotations = json!({
+        "podlight.dev/hosts": "a.test,*.b.test",
+        "podlight.development/hosts": "no",
+        "hosts": "no",
+        "x.podlight.dev/hosts": "no",
+    });
+    let seen = described(json!({"annotations": annotations}), json!({}));
+    let kept: Vec<_> = seen.annotations.iter().map(|(name, value)| (&**name, &**value)).collect();
+    assert_eq!(kept, [("hosts", "a.test,*.b.test")]);
 }
 
 fn slice(change: impl FnOnce(&mut Value)) -> Result<Option<Slice>, ExtractError> {
@@ -231,6 +323,19 @@ fn absent_conditions_mean_ready_and_serving() {
     assert_eq!(state(json!({"ready": false, "serving": true})), (State::NotReady, true));
     assert_eq!(state(json!({"ready": true, "terminating": true})), (State::Terminating, true));
     assert_eq!(state(json!({"ready": false, "serving": true, "terminating": true})), (State::Terminating, true));
+}
+
+#[test]
+fn an_endpoint_that_is_published_all_the_same_is_what_its_other_conditions_say() {
+    let state = |serving: bool, terminating: bool| {
+        let conditions = json!({"ready": true, "serving": serving, "terminating": terminating});
+        let seen = slice(|s| s["endpoints"][0]["conditions"] = conditions).unwrap().unwrap();
+        (seen.endpoints[0].state, seen.endpoints[0].serving)
+    };
+    assert_eq!(state(true, false), (State::Ready, true));
+    assert_eq!(state(false, false), (State::NotReady, false), "its probes fail");
+    assert_eq!(state(true, true), (State::Terminating, true));
+    assert_eq!(state(false, true), (State::Terminating, false));
 }
 
 #[test]

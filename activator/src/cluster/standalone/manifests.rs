@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
@@ -44,6 +45,17 @@ pub(super) struct Manifests {
     pub(super) services: BTreeMap<Name, Service>,
     pub(super) slices: BTreeMap<Name, EndpointSlice>,
     pub(super) accounts: BTreeSet<Name>,
+    pub(super) secrets: Secrets,
+}
+
+/// The data of Secrets. Does not show it.
+#[derive(Default)]
+pub(super) struct Secrets(pub(super) BTreeMap<Name, BTreeMap<String, Vec<u8>>>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// Tells whether the files have changed.
@@ -179,6 +191,13 @@ impl Manifests {
             "ServiceAccount" => {
                 let mut account: ServiceAccount = object(file, &kind, document)?;
                 self.accounts.insert(complete(file, &mut account.metadata)?);
+            }
+            "Secret" => {
+                let mut secret: Secret = object(file, &kind, document)?;
+                let data = secret.data.take().into_iter().flatten().map(|(key, value)| (key, value.0));
+                let texts = secret.string_data.take().into_iter().flatten();
+                let all = data.chain(texts.map(|(key, text)| (key, text.into_bytes()))).collect();
+                self.secrets.0.insert(complete(file, &mut secret.metadata)?, all);
             }
             _ => tracing::debug!(kind, file = %file.display(), "this kind is of no concern here"),
         }

@@ -5,6 +5,7 @@ use tempfile::TempDir;
 use tokio::sync::watch as signal;
 
 use super::*;
+use crate::cluster::ScaleError;
 use crate::cluster::token::{DEFAULT_ISSUER, MintRequest};
 use crate::table::group::GroupKey;
 use crate::table::snapshot::Groups;
@@ -180,6 +181,23 @@ async fn tokens_are_reviewed_against_the_files() {
     let fetched = running.api.fetch_pod("shop", "web-1").await.unwrap().unwrap();
     assert_eq!(fetched.pod.uid(), &pod_uid("shop", "web-1"));
     assert!(running.api.fetch_pod("shop", "web-9").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn secrets_come_from_the_files_and_nothing_is_scaled() {
+    let secret = "
+kind: Secret
+metadata: {name: ca, namespace: shop}
+data: {ca.crt: UEVN}
+stringData: {note: text}
+";
+    let running = Running::start("web.yaml", &format!("{WEB}---{secret}"));
+    running.health.wait_synced().await;
+    let data = running.api.secret("shop", "ca").await.unwrap();
+    assert_eq!((&*data["ca.crt"], &*data["note"]), (&b"PEM"[..], &b"text"[..]));
+    assert!(matches!(running.api.secret("shop", "other").await, Err(ApiError::Rejected(_))));
+    let scaled = running.api.scale_up("shop", "Deployment", "web").await;
+    assert_eq!(scaled, Err(ScaleError::Final("standalone mode scales nothing".to_owned())));
 }
 
 fn load(file: &str, text: &str) -> Result<Manifests, manifests::LoadError> {

@@ -1,4 +1,5 @@
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use http::Request;
@@ -449,6 +450,36 @@ async fn a_thousand_first_contacts_with_one_token_are_one_review() {
     let answers = futures::future::join_all(sent.into_iter().map(|sent| site.send(sent))).await;
     assert!(answers.iter().all(|answer| answer.status == 202));
     assert_eq!(site.calls().0, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_review_that_outlasts_those_who_asked_is_not_asked_for_again() {
+    let site = Site::new(AuthMode::Hybrid).await;
+    let sidecar = Sidecar::new(1, 10);
+    let started = tokio::time::Instant::now();
+    site.script.set_review(ReviewScript::AcceptAfter(6));
+    for _ in 0..3 {
+        site.refused(sidecar.vouched(Kind::NotReady, 1), 503, "pending", "cannot review the token now").await;
+        assert_eq!(started.elapsed(), Duration::from_secs(2), "who comes again is told at once");
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    site.accepted(sidecar.vouched(Kind::NotReady, 1), "applied").await;
+    assert_eq!((started.elapsed(), site.calls().0), (Duration::from_secs(7), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_review_is_told_when_the_api_server_goes() {
+    let site = Site::with(AuthMode::Hybrid, |config| config.reviews_in_flight = 1).await;
+    site.script.set_review(ReviewScript::AcceptAfter(6));
+    let first = Sidecar::new(1, 10);
+    let second = Sidecar::new(1, 10).with_claims(|claims| claims["jti"] = json!("another"));
+    let (sent, queued) = (site.send(first.vouched(Kind::NotReady, 1)), site.send(second.vouched(Kind::NotReady, 1)));
+    let gone = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        site.script.set_reachable(false);
+    };
+    let (sent, queued, ()) = futures::join!(sent, queued, gone);
+    assert_eq!((sent.status, queued.status, site.calls().0), (503, 503, 1));
 }
 
 #[tokio::test]

@@ -139,3 +139,22 @@ async fn the_probe_tells_when_the_api_server_is_back() {
     stop.send(true).unwrap();
     probe.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_secret_is_its_data_and_a_refusal_is_told_in_words() {
+    let secret = |answer: Answer| async move { mk_api(answer).0.secret("shop", "ca").await };
+    let data = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "ca"}, "data": {"ca.crt": "UEVN"}});
+    assert_eq!(secret(Answer::Json(200, data)).await.unwrap()["ca.crt"], b"PEM");
+    for (status, words) in [(403, "needs get"), (404, "there is no Secret ca in namespace shop")] {
+        let error = secret(failure(status)).await.unwrap_err();
+        assert!(matches!(&error, ApiError::Rejected(told) if told.contains(words)), "{error}");
+    }
+    for answer in [failure(401), failure(429), failure(500), Answer::Reset, Answer::Json(200, json!({"data": 5}))] {
+        let name = format!("{answer:?}");
+        assert_eq!(secret(answer).await.unwrap_err().label(), "unavailable", "{name}");
+    }
+    let api = Api::Kubernetes(Arc::new(mk_api(Answer::Never).0));
+    for name in ["", "../pods/x", "a?b"] {
+        assert_eq!(api.secret("shop", name).await.unwrap_err().label(), "rejected", "{name:?}");
+    }
+}

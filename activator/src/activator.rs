@@ -18,8 +18,12 @@ use crate::admin::{Admin, Readiness};
 use crate::api::{self, ApiConfig};
 use crate::cluster::token::{IssuerKey, TokenError};
 use crate::cluster::{self, Api, ConnectError, Health, Pods, StandaloneConfig, WatchConfig, spawn_standalone};
-use crate::config::{ClusterConfig, Config, TlsConfig};
+use crate::config::{ClusterConfig, Config, RequestConfig, TlsConfig};
 use crate::ingest::{self, Ingest};
+use crate::proxy::cluster::follow_secrets;
+use crate::proxy::follow::{self, Following};
+use crate::proxy::wake::Scaler;
+use crate::proxy::{self, Proxy};
 use crate::server::tls::{Tls, TlsError};
 use crate::server::{Limits, Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
 use crate::table::Table;
@@ -64,6 +68,9 @@ pub enum RunError {
     /// The admin port could not be served.
     #[error("the admin port ended")]
     Admin(#[source] io::Error),
+    /// The request path could not begin.
+    #[error("cannot take requests")]
+    Proxy(#[from] proxy::StartError),
     /// A part that runs for ever has ended.
     #[error("{0} ended unexpectedly")]
     Part(&'static str),
@@ -103,9 +110,17 @@ pub async fn run(
     let admin = Admin::start(admin_listener, readiness.clone(), metrics, admin_shutdown).map_err(RunError::Admin)?;
 
     let ingest = Ingest::new(config.ingest.clone(), api.clone(), pods, health.clone(), table, clock);
+    let mut parts = Parts::default();
+    let proxy = match &config.requests {
+        Some(requests) => {
+            let read =
+                Read { api: api.clone(), health: health.clone(), groups: groups.clone(), feed: feed.clone(), clock };
+            Some(start_proxy(requests, read, &mut parts)?)
+        }
+        None => None,
+    };
     let router =
         router(&config, &ingest, Read { api, health: health.clone(), groups, feed, clock }, &instance, &shutdown);
-    let mut parts = Parts::default();
     parts.add("the table", owner);
     watches.into_iter().for_each(|watch| parts.add("a watch", watch));
     parts.add_endless("warming up", warm_up(Arc::clone(&ingest), health, readiness.clone()));
@@ -125,7 +140,7 @@ pub async fn run(
     if let Some(part) = failure {
         tracing::error!(part, "a part of the activator ended unexpectedly; it goes down");
     }
-    let end = end(&config, &readiness, trigger, server, parts);
+    let end = end(&config, &readiness, trigger, server, proxy, parts);
     tokio::select! {
         () = end => {}
         // The streams of signals never end.
@@ -144,11 +159,16 @@ async fn end(
     readiness: &Readiness,
     trigger: ShutdownTrigger,
     server: JoinHandle<usize>,
+    proxy: Option<Proxy>,
     parts: Parts,
 ) {
     readiness.stopping();
     tracing::info!(delay = ?config.shutdown_delay, grace = ?config.limits.grace, "going down");
     tokio::time::sleep(config.shutdown_delay).await;
+    // Requests first: events still release what is held.
+    if let Some(proxy) = proxy {
+        proxy.end().await;
+    }
     trigger.begin();
     if !server.is_finished()
         && let Err(error) = server.await
@@ -156,6 +176,24 @@ async fn end(
         tracing::error!(%error, "the server ended badly");
     }
     parts.end().await;
+}
+
+/// Starts taking requests. Before the cluster has been listed, a host that nobody has is answered 503, not 404.
+fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<Proxy, RunError> {
+    let Read { api, health, groups, feed, .. } = read;
+    let asked = Arc::new(api.clone());
+    let Following { routes, follower, waker, .. } =
+        follow::spawn(&config.follow, groups, feed, Arc::clone(&asked) as Arc<dyn Scaler>, asked);
+    let proxy = Proxy::start(config.proxy.clone(), routes.clone())?;
+    parts.add_task("following the table", follower);
+    parts.add_task("waking targets", waker);
+    parts.add_endless("following Secrets", follow_secrets(api, routes.clone(), Arc::clone(proxy.trust())));
+    parts.add_endless("waiting for the cluster", async move {
+        health.wait_synced().await;
+        routes.complete();
+        std::future::pending().await
+    });
+    Ok(proxy)
 }
 
 fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
@@ -291,7 +329,11 @@ impl Parts {
 
     /// Adds a part that has to be ended.
     fn add_endless(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
-        let task = tokio::spawn(part);
+        self.add_task(name, tokio::spawn(part));
+    }
+
+    /// As [`Parts::add_endless`], for one that has been spawned.
+    fn add_task(&mut self, name: &'static str, task: JoinHandle<()>) {
         self.endless.push(task.abort_handle());
         self.add(name, task);
     }

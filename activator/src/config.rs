@@ -21,6 +21,10 @@ use crate::server::{Limits, Timeouts};
 use crate::table::Pacing;
 use crate::telemetry::LogFormat;
 
+mod proxy;
+
+pub use proxy::{ProxyArgs, RequestConfig};
+
 /// The status of a process that was configured wrongly: `EX_USAGE` of sysexits.h.
 pub const EXIT_CONFIG: u8 = 64;
 
@@ -197,6 +201,8 @@ pub struct RunArgs {
     /// text or json.
     #[arg(long, env = "PODLIGHT_LOG_FORMAT", default_value = "json")]
     log_format: String,
+    #[command(flatten)]
+    proxy: ProxyArgs,
 }
 
 /// Flags of `podlight-activator token`.
@@ -291,6 +297,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// Bounds of the listener.
     pub limits: Limits,
+    /// The request path; none when there is to be none.
+    pub requests: Option<RequestConfig>,
     /// How long to go on serving after the signal.
     pub shutdown_delay: Duration,
     /// The log.
@@ -350,6 +358,7 @@ impl RunArgs {
         let revision_labels = self.revision_labels(faults);
         let ingest = self.ingest(faults);
         let limits = self.limits(faults);
+        let requests = self.proxy.check(limits, faults);
         let shutdown_delay = faults.note("shutdown-delay", span(&self.shutdown_delay));
         let log = self.log(faults);
         if let (Some(listen), Some(admin)) = (listen, admin_listen)
@@ -366,6 +375,7 @@ impl RunArgs {
             revision_labels,
             ingest: ingest?,
             limits: limits?,
+            requests,
             shutdown_delay: shutdown_delay?,
             log: log?,
         })

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 pub mod annotations;
+pub mod cluster;
 pub mod fault;
 pub mod follow;
 mod forward;

@@ -31,6 +31,16 @@ pub enum Scaled {
     Raised,
 }
 
+impl Scaled {
+    /// As in metric labels.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Already => "already",
+            Self::Raised => "raised",
+        }
+    }
+}
+
 /// Why it was not scaled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScaleError {

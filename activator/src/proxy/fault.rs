@@ -37,6 +37,9 @@ pub enum Fault {
     /// `CONNECT`: this is no forward proxy.
     #[error("CONNECT is not served")]
     Connect,
+    /// The cluster has not been listed yet.
+    #[error("the cluster has not been listed yet")]
+    NotListed,
     /// No Service has this host.
     #[error("no Service takes requests for {0}")]
     Unknown(String),
@@ -90,6 +93,7 @@ impl Fault {
             Self::SlowHead => "headers-timeout",
             Self::Host(_) => "host",
             Self::Connect => "connect-method",
+            Self::NotListed => "not-listed",
             Self::Unknown(_) => "unknown-host",
             Self::Unusable(_) => "unusable-target",
             Self::Full => "queue-full",
@@ -115,7 +119,9 @@ impl Fault {
             Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
-            Self::Full | Self::Scale(_) | Self::Gone | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotListed | Self::Full | Self::Scale(_) | Self::Gone | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Unusable(_) | Self::Refused | Self::Tls(_) | Self::Reset | Self::Protocol => StatusCode::BAD_GATEWAY,
             Self::Deadline | Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -134,7 +140,8 @@ impl Fault {
             Self::Malformed(_) | Self::TooLarge(_) | Self::SlowHead | Self::Host(_) | Self::Connect | Self::Body => {
                 INTERNAL
             }
-            Self::Unusable(_)
+            Self::NotListed
+            | Self::Unusable(_)
             | Self::Full
             | Self::Scale(_)
             | Self::Gone
@@ -219,6 +226,7 @@ impl From<RouteError> for Fault {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::Malformed => Self::Host("it is not a name with an optional port"),
+            RouteError::NotListed => Self::NotListed,
             RouteError::Unknown(host) => Self::Unknown(host),
             unusable @ RouteError::Unusable(..) => Self::Unusable(unusable.to_string()),
         }

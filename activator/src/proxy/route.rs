@@ -3,6 +3,7 @@
 //! claim one host the oldest has it, the others are told, and the next oldest gets it when that one goes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -24,6 +25,9 @@ pub enum RouteError {
     /// What was sent is no host.
     #[error("the host is malformed")]
     Malformed,
+    /// The cluster has not been listed yet: there may be a Service that has that host.
+    #[error("the cluster has not been listed yet")]
+    NotListed,
     /// No Service has that host; the host in its normal form.
     #[error("no Service takes requests for {0}")]
     Unknown(String),
@@ -37,6 +41,7 @@ impl RouteError {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Malformed => "malformed-host",
+            Self::NotListed => "not-listed",
             Self::Unknown(_) => "unknown-host",
             Self::Unusable(..) => "unusable-service",
         }
@@ -82,6 +87,7 @@ struct GroupTaker {
 #[derive(Debug, Clone, Default)]
 pub struct Routes {
     table: Arc<ArcSwap<Table>>,
+    complete: Arc<AtomicBool>,
 }
 
 impl Routes {
@@ -97,8 +103,14 @@ impl Routes {
             Some(GroupTaker { taker: Taker::Nobody(why), key }) => {
                 Err(RouteError::Unusable(key.clone(), Arc::clone(why)))
             }
+            None if !self.complete.load(Ordering::Acquire) => Err(RouteError::NotListed),
             None => Err(RouteError::Unknown(host.into_owned())),
         }
+    }
+
+    /// Every Service is known from now on: a host that nobody has is nobody's.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Release);
     }
 
     /// Every Service that opted in, in no order.

@@ -11,47 +11,10 @@ use metrics::counter;
 use tokio::sync::mpsc;
 
 use super::target::Target;
+pub use crate::cluster::{ScaleError, Scaled};
 
 /// Most targets asked for at the same time.
 const AT_A_TIME: usize = 32;
-
-/// What came of asking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scaled {
-    /// It was at zero and is at one now.
-    Woken,
-    /// It was up already.
-    AlreadyUp,
-}
-
-impl Scaled {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Woken => "woken",
-            Self::AlreadyUp => "already-up",
-        }
-    }
-}
-
-/// Why something cannot be scaled up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ScaleError {
-    /// It never will be: no such object, no right to. The text goes to those who sent the requests.
-    #[error("{0}")]
-    Final(String),
-    /// It may be if asked again.
-    #[error("{0}")]
-    Again(String),
-}
-
-impl ScaleError {
-    const fn label(&self) -> &'static str {
-        match self {
-            Self::Final(_) => "final",
-            Self::Again(_) => "again",
-        }
-    }
-}
 
 /// Whoever can scale.
 pub trait Scaler: Send + Sync + 'static {
@@ -76,7 +39,7 @@ pub async fn run(scaler: Arc<dyn Scaler>, wanted: mpsc::UnboundedReceiver<Arc<Ta
 async fn scale(scaler: &dyn Scaler, target: Arc<Target>) {
     let Some(wanted) = target.settings().scale_target.clone() else {
         // It was taken back meanwhile: what is held waits for whatever else may come.
-        return target.scaled(Ok(Scaled::AlreadyUp));
+        return target.scaled(Ok(Scaled::Already));
     };
     let outcome = scaler.scale_up(&target.key().namespace, &wanted.kind, &wanted.name).await;
     let label = outcome.as_ref().map_or_else(ScaleError::label, |scaled| scaled.label());

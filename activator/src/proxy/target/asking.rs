@@ -53,7 +53,7 @@ impl Asking {
         self.running = false;
         self.refused = None;
         match outcome {
-            Ok(Scaled::Woken | Scaled::AlreadyUp) => {
+            Ok(Scaled::Raised | Scaled::Already) => {
                 self.failures = 0;
                 self.next = now + AGAIN_AFTER;
                 None

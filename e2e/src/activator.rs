@@ -1,5 +1,6 @@
 //! The real `podlight-activator` as a process, against whatever API server a kubeconfig names.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Mutex;
@@ -19,6 +20,10 @@ use crate::sender::Reply;
 #[derive(Clone, Debug)]
 pub struct ActivatorSpec {
     flags: Vec<(String, String)>,
+    switches: Vec<String>,
+    proxy_port: Option<u16>,
+    proxy_tls_port: Option<u16>,
+    core: Option<usize>,
     tls: Tls,
     parent: PathBuf,
 }
@@ -36,7 +41,7 @@ impl ActivatorSpec {
     /// that a test binary shares is never dropped.
     pub fn new(kubeconfig: &Path) -> Self {
         let parent = kubeconfig.parent().unwrap_or(Path::new(".")).to_owned();
-        Self { flags: Vec::new(), tls: Tls::None, parent }
+        Self::plain(parent)
             .flag("kubeconfig", &kubeconfig.display().to_string())
             .flag("log-format", "text")
             .flag("replica", "e2e")
@@ -45,17 +50,60 @@ impl ActivatorSpec {
     /// One whose cluster is a folder of manifests.
     pub fn standalone(manifests: &Path, issuer_key: &Path) -> Self {
         let parent = issuer_key.parent().unwrap_or(Path::new(".")).to_owned();
-        Self { flags: Vec::new(), tls: Tls::None, parent }
+        Self::plain(parent)
             .flag("cluster-from", &manifests.display().to_string())
             .flag("issuer-key", &issuer_key.display().to_string())
             .flag("log-format", "text")
             .flag("replica", "e2e")
     }
 
+    fn plain(parent: PathBuf) -> Self {
+        let (flags, switches) = (Vec::new(), Vec::new());
+        Self { flags, switches, proxy_port: None, proxy_tls_port: None, core: None, tls: Tls::None, parent }
+    }
+
     /// Sets a flag, in place of what it was.
     pub fn flag(mut self, name: &str, value: &str) -> Self {
         self.flags.retain(|(set, _)| set != name);
         self.flags.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Adds a flag that may be there before.
+    pub fn also(mut self, name: &str, value: &str) -> Self {
+        self.flags.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets a flag that has no value.
+    pub fn switch(mut self, name: &str) -> Self {
+        self.switches.push(name.to_owned());
+        self
+    }
+
+    /// Takes requests at a loopback port of its own, as plain HTTP.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn proxy(mut self) -> Result<Self> {
+        let port = free_port()?;
+        self.proxy_port = Some(port);
+        Ok(self.flag("proxy-listen", &format!("127.0.0.1:{port}")))
+    }
+
+    /// Takes requests over TLS as well.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub fn proxy_tls(mut self) -> Result<Self> {
+        let port = free_port()?;
+        self.proxy_tls_port = Some(port);
+        Ok(self.flag("proxy-tls-listen", &format!("127.0.0.1:{port}")))
+    }
+
+    /// Runs on this core alone.
+    pub fn on_core(mut self, core: usize) -> Self {
+        self.core = Some(core);
         self
     }
 
@@ -116,7 +164,13 @@ impl Activator {
     }
 
     fn spawn(&self) -> Result<()> {
-        let process = Process::start(&binary("podlight-activator")?, &self.log(), |command| {
+        let binary = binary("podlight-activator")?;
+        let program = if self.spec.core.is_some() { Path::new("taskset") } else { binary.as_path() };
+        let process = Process::start(program, &self.log(), |command| {
+            if let Some(core) = self.spec.core {
+                command.arg("-c").arg(core.to_string()).arg(&binary);
+            }
+            command.args(self.spec.switches.iter().map(|name| format!("--{name}")));
             command.args(self.spec.flags.iter().map(|(name, value)| format!("--{name}={value}")));
             command.arg(format!("--listen=127.0.0.1:{}", self.port));
             command.arg(format!("--admin-listen=127.0.0.1:{}", self.admin_port));
@@ -206,6 +260,22 @@ impl Activator {
     /// The port of [`Activator::url`].
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where it takes requests as plain HTTP.
+    ///
+    /// # Errors
+    /// When it does not: see [`ActivatorSpec::proxy`].
+    pub fn proxy_address(&self) -> Result<SocketAddr> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], self.spec.proxy_port.context("it takes no requests")?)))
+    }
+
+    /// Where it takes requests over TLS.
+    ///
+    /// # Errors
+    /// When it does not: see [`ActivatorSpec::proxy_tls`].
+    pub fn proxy_tls_address(&self) -> Result<SocketAddr> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], self.spec.proxy_tls_port.context("it takes none over TLS")?)))
     }
 
     /// Base URL of its admin port.

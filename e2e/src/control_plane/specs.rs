@@ -70,7 +70,7 @@ impl PodSpec {
     }
 
     /// The pod as it is sent.
-    pub(super) fn build(self) -> Pod {
+    pub fn build(self) -> Pod {
         self.with(|spec| {
             if spec.containers.is_empty() {
                 spec.containers.push(ContainerSpec::new("app").0);
@@ -79,7 +79,8 @@ impl PodSpec {
         .0
     }
 
-    fn with(mut self, change: impl FnOnce(&mut core::PodSpec)) -> Self {
+    /// Changes anything else.
+    pub fn with(mut self, change: impl FnOnce(&mut core::PodSpec)) -> Self {
         change(self.0.spec.get_or_insert_default());
         self
     }
@@ -169,7 +170,7 @@ impl PodState {
     }
 
     /// As a merge patch of the pod.
-    pub(super) fn merge_patch(&self) -> Value {
+    pub fn merge_patch(&self) -> Value {
         let mut status = json!({});
         if let Some(phase) = self.phase {
             status["phase"] = json!(phase);
@@ -219,12 +220,44 @@ impl ServiceSpec {
         self.with(|spec| spec.ports.get_or_insert_default().push(port))
     }
 
+    /// Sets the application protocol of the port that was added last.
+    pub fn app_protocol(self, protocol: &str) -> Self {
+        self.with(|spec| {
+            if let Some(port) = spec.ports.iter_mut().flatten().last() {
+                port.app_protocol = Some(protocol.to_owned());
+            }
+        })
+    }
+
+    /// Sets the transport protocol of the port that was added last.
+    pub fn transport(self, protocol: &str) -> Self {
+        self.with(|spec| {
+            if let Some(port) = spec.ports.iter_mut().flatten().last() {
+                port.protocol = Some(protocol.to_owned());
+            }
+        })
+    }
+
+    /// Gives it this cluster address.
+    pub fn cluster_ip(self, address: &str) -> Self {
+        self.with(|spec| {
+            spec.cluster_ip = Some(address.to_owned());
+            spec.cluster_ips = Some(vec![address.to_owned()]);
+        })
+    }
+
+    /// The Service as it is sent.
+    pub fn build(self) -> Service {
+        self.0
+    }
+
     /// Gives it no cluster address.
     pub fn headless(self) -> Self {
         self.with(|spec| spec.cluster_ip = Some("None".to_owned()))
     }
 
-    fn with(mut self, change: impl FnOnce(&mut core::ServiceSpec)) -> Self {
+    /// Changes anything else.
+    pub fn with(mut self, change: impl FnOnce(&mut core::ServiceSpec)) -> Self {
         change(self.0.spec.get_or_insert_default());
         self
     }
@@ -248,6 +281,17 @@ impl SliceSpec {
     pub fn port(mut self, name: &str, number: u16) -> Self {
         let port = EndpointPort { name: Some(name.to_owned()), port: Some(number.into()), ..Default::default() };
         self.0.ports.get_or_insert_default().push(port);
+        self
+    }
+
+    /// The slice as it is sent.
+    pub fn build(self) -> EndpointSlice {
+        self.0
+    }
+
+    /// Changes anything else.
+    pub fn with(mut self, change: impl FnOnce(&mut EndpointSlice)) -> Self {
+        change(&mut self.0);
         self
     }
 

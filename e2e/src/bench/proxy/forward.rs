@@ -1,0 +1,59 @@
+//! The least that a proxy on hyper can be: an HTTP/1.1 server that hands each request to a pooled client, one backend, no
+//! decision of any kind. What a proxy on hyper costs beyond this is its own doing.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::Either;
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+type Forwarder = Client<HttpConnector, Incoming>;
+
+/// Forwards everything to one address. Returns only when it cannot.
+pub(super) async fn serve(listen: SocketAddr, to: SocketAddr) -> Result<()> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client: Forwarder = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+    let authority: Authority = to.to_string().parse()?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        stream.set_nodelay(true)?;
+        let (client, authority) = (client.clone(), authority.clone());
+        let service = service_fn(move |request| forward(client.clone(), authority.clone(), request));
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+async fn forward(
+    client: Forwarder,
+    authority: Authority,
+    mut request: Request<Incoming>,
+) -> Result<Response<Either<Incoming, Empty<Bytes>>>, Infallible> {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    (parts.scheme, parts.authority) = (Some(Scheme::HTTP), Some(authority));
+    let answer = match Uri::from_parts(parts) {
+        Ok(uri) => {
+            *request.uri_mut() = uri;
+            client.request(request).await.ok()
+        }
+        Err(_) => None,
+    };
+    Ok(answer.map_or_else(
+        || {
+            let mut failed = Response::new(Either::Right(Empty::new()));
+            *failed.status_mut() = StatusCode::BAD_GATEWAY;
+            failed
+        },
+        |answer| answer.map(Either::Left),
+    ))
+}

@@ -1,7 +1,8 @@
 //! `make demo`: the whole way of an event on one machine, told as it happens. An activator in standalone mode, an app and its
 //! sidecar run as real processes; every number printed was measured, and every step that does not come out as told fails the demo.
 
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use podlight_proto::{EVENT_MEDIA_TYPE, EVENTS_PATH, Kind};
@@ -10,9 +11,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use crate::activator::Activator;
 use crate::api::Target;
 use crate::follow::{Change, Followed, follow, told_by_all};
-use crate::https_client;
 use crate::sender::{Letter, Reply, Sender};
 use crate::sidecar::Sidecar;
+use crate::{http_client, https_client};
 
 pub mod app;
 mod timeline;
@@ -20,10 +21,16 @@ mod world;
 
 use app::AppProcess;
 use timeline::Timeline;
-use world::{APP, THIEF, World};
+use world::{APP, QUIET, THIEF, World};
 
 /// How long the app takes to start.
 const APP_STARTS_IN: Duration = Duration::from_millis(1500);
+
+/// How long the one without a sidecar takes: in the middle between two probes, so that it is found as late as on average.
+const QUIET_STARTS_IN: Duration = Duration::from_millis(1500);
+
+/// The shortest period of a kubelet's probes.
+const KUBELET_PERIOD: Duration = Duration::from_secs(1);
 
 /// Tells the story, then what to look at further; stays until Ctrl-C unless `exit`.
 ///
@@ -47,8 +54,8 @@ pub async fn run(exit: bool) -> Result<()> {
     let followed = Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone() };
     let mut story = Story { timeline, changes: follow(vec![followed]).await?, ca_pem, token };
 
-    let app = AppProcess::start(world.folder(), APP_STARTS_IN)?;
-    let sidecar = story.start(&world, &activator, &app).await?;
+    let (app, sidecar) = story.start(&world, &activator).await?;
+    story.without_push(&world, &activator).await?;
     story.flap(&app).await?;
     story.forge(&world, &activator).await?;
     story.drain(&sidecar).await?;
@@ -75,9 +82,13 @@ struct Story {
 }
 
 impl Story {
-    /// The app starts beside its sidecar.
-    async fn start(&mut self, world: &World, activator: &Activator, app: &AppProcess) -> Result<Sidecar> {
-        self.timeline.heading("2. An app starts, its sidecar beside it")?;
+    /// The app starts beside its sidecar, while a request waits for it.
+    async fn start(&mut self, world: &World, activator: &Activator) -> Result<(AppProcess, Sidecar)> {
+        self.timeline.heading("2. A request comes before its pod: an app starts, its sidecar beside it")?;
+        let (host, asked) = (format!("{}.{}", world::SERVICE, world::NAMESPACE), Instant::now());
+        self.timeline.at(asked, &format!("GET http://{host}/ through the activator, which holds it"))?;
+        let request = tokio::spawn(request(activator.proxy_address()?, host));
+        let app = AppProcess::start(world.folder(), world.port(&APP), APP_STARTS_IN)?;
         let started = Instant::now();
         let sidecar = world.sidecar(activator, app.port(), &self.token)?.start().await?;
         self.timeline.at(started, &format!("the sidecar starts; the app will need {APP_STARTS_IN:.1?}"))?;
@@ -92,7 +103,31 @@ impl Story {
         let accepts = self.timeline.instant(app.accepting_since_us().await?);
         self.timeline.at(accepts, "the app accepts connections")?;
         self.timeline.after(accepts, told.at, "the table has web-0 ready by the sidecar's word; the manifests, as a slow kubelet would, still say not ready")?;
-        Ok(sidecar)
+        self.timeline.after(accepts, request.await??, "the request is answered, straight by the pod")?;
+        Ok((app, sidecar))
+    }
+
+    /// The same without a sidecar: somebody probes once a second and tells the API server.
+    async fn without_push(&mut self, world: &World, activator: &Activator) -> Result<()> {
+        self.timeline.heading("   The same with push off: the demo plays a kubelet that probes once a second")?;
+        let host = format!("{}.{}", QUIET.name.trim_end_matches("-0"), world::NAMESPACE);
+        self.timeline.now(&format!("GET http://{host}/ through the activator, which holds it"))?;
+        let request = tokio::spawn(request(activator.proxy_address()?, host));
+        let app = AppProcess::start(world.folder(), world.port(&QUIET), QUIET_STARTS_IN)?;
+        let mut probes = tokio::time::interval(KUBELET_PERIOD);
+        let noticed = loop {
+            probes.tick().await;
+            if app.is_ready().await {
+                break Instant::now();
+            }
+        };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        world.write(&QUIET, Some(since))?;
+        let answered = request.await??;
+        let accepts = self.timeline.instant(app.accepting_since_us().await?);
+        self.timeline.at(accepts, "the app accepts connections")?;
+        self.timeline.after(accepts, noticed, "the next probe finds it ready; the manifest says so")?;
+        self.timeline.after(accepts, answered, "the request is answered")
     }
 
     /// The app fails its probe for a while.
@@ -191,6 +226,14 @@ impl Story {
         let endpoint = endpoints.find(|endpoint| endpoint.pod.as_ref().is_some_and(|pod| pod.name == APP.name));
         Ok(endpoint.context("the table does not have web-0")?.state)
     }
+}
+
+/// Sends one request through an activator; returns when its answer came.
+async fn request(proxy: SocketAddr, host: String) -> Result<Instant> {
+    let response = http_client()?.get(format!("http://{proxy}/")).header(http::header::HOST, host).send().await?;
+    let (status, body) = (response.status(), response.text().await?);
+    ensure!(status == 200, "the request was answered {status}: {body}");
+    Ok(Instant::now())
 }
 
 /// Returns at Ctrl-C or SIGTERM.

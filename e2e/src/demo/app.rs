@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::control_plane::process::{Process, free_port};
+use crate::control_plane::process::Process;
 use crate::http_client;
 
 /// Longest request that is read, and how long it may take.
@@ -56,7 +56,8 @@ fn answer(mut stream: TcpStream, accepting_since: u64, ready: &mut bool) -> Resu
             ("200 OK", format!("{}\n", now_us()))
         }
         Some("/accepting-since") => ("200 OK", format!("{accepting_since}\n")),
-        _ => ("404 Not Found", "/ready, /fail, /recover, /accepting-since\n".to_owned()),
+        Some("/") => ("200 OK", format!("{}\n", now_us())),
+        _ => ("404 Not Found", "/, /ready, /fail, /recover, /accepting-since\n".to_owned()),
     };
     let length = body.len();
     write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")?;
@@ -75,10 +76,10 @@ pub(super) struct AppProcess {
 }
 
 impl AppProcess {
-    /// Starts this program again as the app, which will accept connections after `starts_in`.
-    pub(super) fn start(folder: &Path, starts_in: Duration) -> Result<Self> {
-        let port = free_port()?;
-        let process = Process::start(&std::env::current_exe()?, &folder.join("app.log"), |command| {
+    /// Starts this program again as the app, which will accept connections on the port after `starts_in`.
+    pub(super) fn start(folder: &Path, port: u16, starts_in: Duration) -> Result<Self> {
+        let log = folder.join(format!("app-{port}.log"));
+        let process = Process::start(&std::env::current_exe()?, &log, |command| {
             command.args(["app", &port.to_string(), &starts_in.as_millis().to_string()]);
         })?;
         Ok(Self { process, port })
@@ -90,6 +91,11 @@ impl AppProcess {
 
     pub(super) fn is_running(&self) -> bool {
         self.process.is_running()
+    }
+
+    /// Whether it passes its probe.
+    pub(super) async fn is_ready(&self) -> bool {
+        self.ask("accepting-since").await.is_ok()
     }
 
     /// When it began to accept, in microseconds since the epoch.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use podlight_activator::cluster::standalone::pod_uid;
 use serde_json::json;
 use tempfile::TempDir;
@@ -13,12 +14,13 @@ use tempfile::TempDir;
 use super::app::AppProcess;
 use crate::activator::{Activator, ActivatorSpec};
 use crate::binary;
+use crate::control_plane::process::free_port;
 use crate::sidecar::{Sidecar, SidecarSpec};
 
 pub(super) const NAMESPACE: &str = "shop";
 pub(super) const SERVICE: &str = "web";
 
-/// A pod of the manifests.
+/// A pod of the manifests. Its labels, its ServiceAccount and its Service go by one name.
 pub(super) struct DemoPod {
     pub(super) name: &'static str,
     account: &'static str,
@@ -26,17 +28,27 @@ pub(super) struct DemoPod {
 }
 
 /// The pod of the story.
-pub(super) const APP: DemoPod = DemoPod { name: "web-0", account: "web", address: "127.0.0.1" };
+pub(super) const APP: DemoPod = DemoPod { name: "web-0", account: SERVICE, address: "127.0.0.1" };
+
+/// The same without a sidecar.
+pub(super) const QUIET: DemoPod = DemoPod { name: "quiet-0", account: "quiet", address: "127.0.0.1" };
 
 /// A pod of somebody else's.
 pub(super) const THIEF: DemoPod = DemoPod { name: "thief-0", account: "thief", address: "127.0.0.9" };
 
-const SERVICE_AND_ACCOUNTS: &str = "\
+const SERVICES_AND_ACCOUNTS: &str = "\
 apiVersion: v1
 kind: Service
-metadata: { namespace: shop, name: web }
+metadata: { namespace: shop, name: web, annotations: { podlight.dev/route: always } }
 spec:
   selector: { app: web }
+  ports: [{ name: http, port: 80, targetPort: http }]
+---
+apiVersion: v1
+kind: Service
+metadata: { namespace: shop, name: quiet, annotations: { podlight.dev/route: always } }
+spec:
+  selector: { app: quiet }
   ports: [{ name: http, port: 80, targetPort: http }]
 ---
 apiVersion: v1
@@ -45,11 +57,17 @@ metadata: { namespace: shop, name: web }
 ---
 apiVersion: v1
 kind: ServiceAccount
+metadata: { namespace: shop, name: quiet }
+---
+apiVersion: v1
+kind: ServiceAccount
 metadata: { namespace: shop, name: thief }
 ";
 
 pub(super) struct World {
     folder: TempDir,
+    /// Where the app of [`APP`] listens, and that of [`QUIET`].
+    ports: [u16; 2],
 }
 
 impl World {
@@ -57,11 +75,26 @@ impl World {
         let folder = tempfile::Builder::new().prefix("podlight-demo.").tempdir()?;
         let manifests = folder.path().join("manifests");
         fs::create_dir(&manifests)?;
-        fs::write(manifests.join("web.yaml"), SERVICE_AND_ACCOUNTS)?;
-        for pod in [APP, THIEF] {
-            fs::write(manifests.join(format!("{}.yaml", pod.name)), pod.manifest())?;
+        fs::write(manifests.join("services.yaml"), SERVICES_AND_ACCOUNTS)?;
+        let world = Self { folder, ports: [free_port()?, free_port()?] };
+        for pod in [APP, QUIET, THIEF] {
+            world.write(&pod, None)?;
         }
-        Ok(Self { folder })
+        Ok(world)
+    }
+
+    /// Writes what the API server would show of a pod: not ready, or ready since some second after the epoch.
+    pub(super) fn write(&self, pod: &DemoPod, ready_since: Option<u64>) -> Result<()> {
+        let file = self.path("manifests").join(format!("{}.yaml", pod.name));
+        // Put there in one piece: the activator reads it whenever it has changed.
+        let draft = self.path("draft");
+        fs::write(&draft, pod.manifest(self.port(pod), ready_since)?)?;
+        Ok(fs::rename(draft, file)?)
+    }
+
+    /// Where a pod's app listens.
+    pub(super) fn port(&self, pod: &DemoPod) -> u16 {
+        self.ports[usize::from(pod.name == QUIET.name)]
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -72,6 +105,7 @@ impl World {
         ActivatorSpec::standalone(&self.folder().join("manifests"), &self.folder().join("issuer.key"))
             .flag("replica", "activator-0")
             .self_signed()
+            .proxy()?
             .start()
             .await
     }
@@ -128,6 +162,10 @@ impl World {
                 "the table in this terminal, live",
                 format!("{program} status --watch --server {url} --ca {ca} --token-file {token}"),
             ),
+            (
+                "a request through the activator, straight to the pod",
+                format!("curl -s -H 'Host: {SERVICE}.{NAMESPACE}' http://{}", activator.proxy_address()?),
+            ),
             ("one Service as JSON", format!("{curl} {url}/v1/targets/{NAMESPACE}/{SERVICE}")),
             ("every change as it comes, beside the two lines below", format!("{curl} -N {url}/v1/watch")),
             (
@@ -145,11 +183,16 @@ impl World {
 }
 
 impl DemoPod {
-    fn manifest(&self) -> String {
+    fn manifest(&self, port: u16, ready_since: Option<u64>) -> Result<String> {
         let Self { name, account, address } = self;
-        format!(
+        let (status, since) = match ready_since {
+            Some(since) => ("True", i64::try_from(since)?),
+            None => ("False", 0),
+        };
+        let since = Timestamp::from_second(since)?;
+        Ok(format!(
             "\
-# What the API server would show: running, and not ready as far as the kubelet has noticed.
+# What the API server would show: running, and ready or not as far as the kubelet has noticed.
 apiVersion: v1
 kind: Pod
 metadata:
@@ -161,13 +204,14 @@ spec:
   containers:
     - name: app
       image: example.invalid/app
-      ports: [{{ name: http, containerPort: 8080 }}]
+      ports: [{{ name: http, containerPort: {port} }}]
       readinessProbe: {{ httpGet: {{ path: /ready, port: http }} }}
 status:
   phase: Running
   podIPs: [{{ ip: {address} }}]
+  conditions: [{{ type: Ready, status: '{status}', lastTransitionTime: '{since}' }}]
 "
-        )
+        ))
     }
 }
 

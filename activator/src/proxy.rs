@@ -111,7 +111,10 @@ impl Proxy {
             None => (None, None),
             Some((address, files)) => {
                 let tls = Tls::from_several(files)?;
-                (Some(Port::bind("proxy-tls", *address, Some(tls.clone()), &config, workers)?), Some((tls, files.clone())))
+                (
+                    Some(Port::bind("proxy-tls", *address, Some(tls.clone()), &config, workers)?),
+                    Some((tls, files.clone())),
+                )
             }
         };
         let (address, tls_address) = (clear.address, tls.as_ref().map(|port| port.address));
@@ -120,7 +123,15 @@ impl Proxy {
         let mut ends = Vec::with_capacity(workers);
         for index in 0..workers {
             let doors = ports.iter_mut().filter_map(Port::door).collect();
-            let start = Start { index, doors, routes: routes.clone(), trust: Arc::clone(&trust), config: config.clone(), trusted: Arc::clone(&trusted), shutdown: shutdown.clone() };
+            let start = Start {
+                index,
+                doors,
+                routes: routes.clone(),
+                trust: Arc::clone(&trust),
+                config: config.clone(),
+                trusted: Arc::clone(&trusted),
+                shutdown: shutdown.clone(),
+            };
             ends.push(start.spawn().map_err(StartError::Worker)?);
         }
         let mut followers = vec![tokio::spawn(Arc::clone(&trust).follow()).abort_handle()];
@@ -239,7 +250,13 @@ impl Start {
         });
         let sweeping = tokio::spawn(sweep(self.index, wanted));
         let doors = self.doors.into_iter().map(|door| {
-            listener::run(door, Arc::clone(&worker), self.config.limits, Arc::clone(&self.trusted), self.shutdown.clone())
+            listener::run(
+                door,
+                Arc::clone(&worker),
+                self.config.limits,
+                Arc::clone(&self.trusted),
+                self.shutdown.clone(),
+            )
         });
         let mut cut = 0;
         for ended in futures::future::join_all(doors).await {
@@ -267,3 +284,6 @@ async fn sweep(index: usize, mut wanted: mpsc::UnboundedReceiver<Weak<Backend>>)
         backends.retain(|backend| backend.upgrade().is_some_and(|backend| backend.pool(index).sweep(now)));
     }
 }
+
+#[cfg(test)]
+mod tests;

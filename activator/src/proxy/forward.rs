@@ -186,7 +186,10 @@ impl Worker {
                 }
                 Err(lost) => {
                     let unsent = lost.unsent.is_some();
-                    let again = lost.unsent.or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
+                    let again = lost
+                        .unsent
+                        .map(|request| *request)
+                        .or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
                     match again {
                         // Its other end had been closed: that says nothing about the backend.
                         Some(again) if was_there => {
@@ -217,12 +220,7 @@ impl Worker {
     }
 
     /// Opens a connection. One of HTTP/2 is opened for all who wait for it.
-    async fn open(
-        self: &Arc<Self>,
-        lease: &Lease,
-        key: &Key,
-        protocol: AppProtocol,
-    ) -> Result<Link, ConnectError> {
+    async fn open(self: &Arc<Self>, lease: &Lease, key: &Key, protocol: AppProtocol) -> Result<Link, ConnectError> {
         let pool = lease.backend().pool(self.index);
         let _turn = match protocol {
             AppProtocol::H2c => {
@@ -315,6 +313,3 @@ fn not_opened(lease: &Lease, error: ConnectError, request: Request<Outgoing>) ->
     };
     Failure::new(fault, Some(request), retry)
 }
-
-#[cfg(test)]
-mod tests;

@@ -64,7 +64,8 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 /// preface (RFC 9113 §3.1), and a pod that took the offer would speak behind the proxy's back.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let protocol = headers.get(UPGRADE)?;
-    let asked = headers.get_all(CONNECTION).iter().any(|value| tokens(value).any(|t| t.eq_ignore_ascii_case(b"upgrade")));
+    let asked =
+        headers.get_all(CONNECTION).iter().any(|value| tokens(value).any(|t| t.eq_ignore_ascii_case(b"upgrade")));
     let names_h2c = || tokens(protocol).any(|token| token.eq_ignore_ascii_case(b"h2c"));
     (asked && !names_h2c()).then(|| protocol.clone())
 }

@@ -101,8 +101,7 @@ pub(super) async fn run(
 ) -> io::Result<usize> {
     let Door { name, listener, tls, connections } = door;
     let listener = TcpListener::from_std(listener)?;
-    let patience =
-        Patience { head: limits.timeouts.head, idle: limits.timeouts.idle, write: limits.timeouts.write };
+    let patience = Patience { head: limits.timeouts.head, idle: limits.timeouts.idle, write: limits.timeouts.write };
     let (http1, http2) = (http1(), http2());
     let context = Context { name, tls, worker, limits, patience, trusted, shutdown: shutdown.clone(), http1, http2 };
     let context = Arc::new(context);
@@ -162,6 +161,3 @@ fn http2() -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(PING_TIMEOUT);
     builder
 }
-
-#[cfg(test)]
-mod tests;

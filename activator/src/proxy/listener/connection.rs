@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::socket::Socket;
 use super::Context;
+use super::socket::Socket;
 use crate::proxy::forward::{Client, Tunnel};
 use crate::proxy::guard::Guard;
 use crate::proxy::headers::Forwarding;

@@ -156,11 +156,7 @@ impl Trust {
     }
 
     fn load(&self) -> Result<(), TlsError> {
-        let pem = |source| TlsError::Pem {
-            what: "a certificate",
-            path: self.ca.clone().unwrap_or_default(),
-            source,
-        };
+        let pem = |source| TlsError::Pem { what: "a certificate", path: self.ca.clone().unwrap_or_default(), source };
         let from_file = match &self.ca {
             Some(path) => Some(roots(CertificateDer::pem_file_iter(path).map_err(pem)?, path)?),
             None => None,
@@ -224,6 +220,3 @@ fn configs(roots: &Arc<RootCertStore>, identity: Option<&Identity>) -> Result<Co
     http1.alpn_protocols = vec![ALPN_HTTP1.to_vec()];
     Ok(Configs { any: Arc::new(any), http1: Arc::new(http1) })
 }
-
-#[cfg(test)]
-mod tests;

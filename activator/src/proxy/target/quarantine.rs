@@ -106,6 +106,14 @@ impl Quarantine {
         }
     }
 
+    /// How long nothing will be sent, in seconds; none when it is not shut.
+    pub(super) fn seconds(&self, now: Duration) -> Option<f64> {
+        match self.trust {
+            Trust::Shut { until } => Some(until.saturating_sub(now).as_secs_f64()),
+            Trust::Open | Trust::Half | Trust::Probing { .. } => None,
+        }
+    }
+
     /// Lets time pass.
     pub(super) fn lapse(&mut self, now: Duration) {
         match self.trust {

@@ -2,6 +2,8 @@
 //! the pod the moment it is ready.
 
 pub mod annotations;
+#[cfg(test)]
+mod fixtures;
 pub mod follow;
 pub mod route;
 pub mod status;

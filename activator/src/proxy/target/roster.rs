@@ -66,7 +66,7 @@ struct Filed {
 struct Indexes {
     /// Endpoints of each tier.
     seats: [usize; 3],
-    /// Of these, the ones that are not shut.
+    /// Of these, the ones that are neither shut nor being tried after that.
     live: [usize; 3],
     /// Of these, the ones that may have another request.
     open: [Candidates; 3],
@@ -136,7 +136,7 @@ impl Roster {
         here.map(|slot| &slot.id).filter(|id| !known(id)).cloned().collect()
     }
 
-    /// The best tier that has an endpoint which is not shut.
+    /// The best tier that has an endpoint to be trusted.
     pub(super) fn best(&self) -> Option<Tier> {
         Tier::ALL.into_iter().find(|tier| self.indexes.live[*tier as usize] > 0)
     }
@@ -340,9 +340,9 @@ impl Roster {
         let filed = slot.filed;
         let trust = slot.quarantine.trust();
         let is_shut = matches!(trust, Trust::Shut { .. });
-        let takes_more = slot.in_flight < reach.most() && matches!(trust, Trust::Open | Trust::Half);
+        let takes_more = slot.in_flight < reach.most();
         let tier = slot.tier;
-        let live = tier.filter(|_| !is_shut);
+        let live = tier.filter(|_| matches!(trust, Trust::Open | Trust::Half));
         let shut = tier.filter(|_| is_shut).map(|tier| (tier, slot.tried_at));
         let until = slot.quarantine.until().filter(|_| slot.endpoint.is_some());
         let open = live.filter(|_| takes_more);
@@ -384,6 +384,3 @@ fn move_in<T: Ord>(index: &mut BTreeSet<T>, before: Option<T>, after: Option<T>)
         after.map(|after| index.insert(after));
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -16,6 +16,8 @@ use tokio::task::AbortHandle;
 
 pub mod annotations;
 pub mod fault;
+#[cfg(test)]
+mod fixtures;
 pub mod follow;
 mod forward;
 mod guard;

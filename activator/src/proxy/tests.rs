@@ -45,6 +45,7 @@ pub(in crate::proxy) fn settings() -> Settings {
         mode: Mode::Always,
         port_name: "http".into(),
         service_port: 80,
+        pod_port: None,
         protocol: AppProtocol::Http1,
         tls: None,
         concurrency: None,

@@ -17,6 +17,8 @@ use tokio::task::AbortHandle;
 pub mod annotations;
 pub mod cluster;
 pub mod fault;
+#[cfg(test)]
+mod fixtures;
 pub mod follow;
 mod forward;
 mod guard;
@@ -285,3 +287,6 @@ async fn sweep(index: usize, mut wanted: mpsc::UnboundedReceiver<Weak<Backend>>)
         backends.retain(|backend| backend.upgrade().is_some_and(|backend| backend.pool(index).sweep(now)));
     }
 }
+
+#[cfg(test)]
+mod tests;

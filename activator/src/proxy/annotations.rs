@@ -2,17 +2,20 @@
 //! with its value and what is expected, and the last good value stays in force. What all of them come to for a Service is
 //! decided here too ([`settle`]).
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+mod fault;
+mod settle;
+
+pub use fault::{Reporter, TargetFault, Unreported};
+pub use settle::{Defaults, settle};
 
 use super::route::HostPattern;
-use super::target::{AppProtocol, Mode, ScaleTarget, Settings, UpstreamTls};
-use crate::table::entry::Protocol;
-use crate::table::group::{GroupKey, Service, ServiceKind, ServicePort};
+use super::target::{Mode, ScaleTarget};
+use crate::table::group::Service;
+use settle::{chosen_port, portless, tcp_ports};
 
 /// Opts a Service in, and says which way its requests go.
 const ROUTE: &str = "route";
@@ -38,93 +41,6 @@ const LONGEST_HOLD: Duration = Duration::from_secs(3600);
 
 /// Most hosts of one Service.
 const MOST_HOSTS: usize = 100;
-
-/// Something about a target that its owner should know.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TargetFault {
-    /// An annotation that cannot be used; what it said last holds.
-    Annotation {
-        /// Which, without `podlight.dev/`.
-        name: &'static str,
-        /// What it says.
-        value: Arc<str>,
-        /// What it should say.
-        expected: Arc<str>,
-    },
-    /// A host that another Service has.
-    HostTaken {
-        /// Which host.
-        host: HostPattern,
-        /// The Service that keeps it.
-        by: GroupKey,
-    },
-    /// A host that nobody can claim: it is another Service's own name, or might be one day.
-    HostReserved(HostPattern),
-    /// The Service takes no requests at all.
-    Unusable(Arc<str>),
-}
-
-impl TargetFault {
-    /// As in metric labels.
-    pub const fn label(&self) -> &'static str {
-        match self {
-            Self::Annotation { .. } => "annotation",
-            Self::HostTaken { .. } => "host-taken",
-            Self::HostReserved(_) => "host-reserved",
-            Self::Unusable(_) => "unusable",
-        }
-    }
-
-    fn annotation(name: &'static str, value: &str, expected: impl Into<Arc<str>>) -> Self {
-        Self::Annotation { name, value: value.into(), expected: expected.into() }
-    }
-}
-
-impl fmt::Display for TargetFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Annotation { name, value, expected } => {
-                write!(f, "podlight.dev/{name}: {value:?} must be {expected}; what it said before holds")
-            }
-            Self::HostTaken { host, by } => {
-                write!(f, "podlight.dev/{HOSTS}: {host} belongs to {}/{}", by.namespace, by.service)
-            }
-            Self::HostReserved(host) => {
-                write!(f, "podlight.dev/{HOSTS}: {host} is for the cluster's own names and cannot be claimed")
-            }
-            Self::Unusable(why) => f.write_str(why),
-        }
-    }
-}
-
-impl Serialize for TargetFault {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Whoever tells a Service's owner of faults, as an Event on the Service.
-pub trait Reporter: Send + Sync + 'static {
-    /// Faults that a Service has now and had not before. Must not block.
-    fn report(&self, service: &Arc<Service>, faults: &[TargetFault]);
-}
-
-/// Reports to nobody.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unreported;
-
-impl Reporter for Unreported {
-    fn report(&self, _: &Arc<Service>, _: &[TargetFault]) {}
-}
-
-/// What holds where annotations say nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Defaults {
-    /// The mode.
-    pub mode: Mode,
-    /// How long requests may be held.
-    pub hold_timeout: Duration,
-}
 
 /// Which Service port was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,45 +114,6 @@ pub fn parse(service: &Service, held: Option<&TargetSpec>) -> (TargetSpec, Vec<T
     (spec, reading.faults)
 }
 
-/// What the annotations, the Service and the defaults come to.
-///
-/// # Errors
-/// Why the Service can take no requests.
-pub fn settle(service: &Service, spec: &TargetSpec, defaults: &Defaults) -> Result<Settings, Arc<str>> {
-    let Some(route) = spec.route else {
-        return Err(format!("podlight.dev/{ROUTE} must be {ROUTES}").into());
-    };
-    if service.kind == ServiceKind::ExternalName {
-        return Err("an ExternalName Service has no endpoints; name the host itself instead".into());
-    }
-    let port = chosen_port(service, spec.port.as_ref())?;
-    let mut protocol = AppProtocol::of(port.app_protocol.as_deref());
-    match spec.upstream_tls {
-        Some(true) => protocol = AppProtocol::Https,
-        Some(false) if protocol == AppProtocol::Https => protocol = AppProtocol::Http1,
-        Some(false) | None => {}
-    }
-    let server_name: Arc<str> = format!("{}.{}.svc", service.key.service, service.key.namespace).into();
-    let tls = (protocol == AppProtocol::Https).then(|| UpstreamTls {
-        server_name: spec.upstream_server_name.clone().unwrap_or_else(|| Arc::clone(&server_name)),
-        ca_secret: spec.upstream_ca_secret.clone(),
-    });
-    Ok(Settings {
-        mode: match route {
-            RouteChoice::Default => defaults.mode,
-            RouteChoice::Mode(mode) => mode,
-        },
-        port_name: Arc::clone(&port.name),
-        service_port: port.port,
-        protocol,
-        tls,
-        concurrency: spec.concurrency,
-        scale_target: spec.scale_target.clone(),
-        server_name,
-        hold_timeout: spec.hold_timeout.unwrap_or(defaults.hold_timeout),
-    })
-}
-
 /// What [`ROUTE`] may say.
 const ROUTES: &str = "always, cold-start-only, disabled or default";
 
@@ -285,36 +162,9 @@ fn port(service: &Service, text: &str) -> Result<PortChoice, String> {
         Ok(number) => PortChoice::Number(number),
         Err(_) => PortChoice::Name(text.into()),
     };
-    let found = chosen_port(service, Some(&choice)).is_ok();
+    let free = portless(service) && matches!(choice, PortChoice::Number(1..));
+    let found = free || chosen_port(service, Some(&choice)).is_ok();
     if found { Ok(choice) } else { Err(format!("the number or name of a TCP port: {}", tcp_ports(service))) }
-}
-
-fn chosen_port<'a>(service: &'a Service, choice: Option<&PortChoice>) -> Result<&'a ServicePort, Arc<str>> {
-    let mut tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-    let found = match choice {
-        Some(PortChoice::Number(number)) => tcp.find(|port| port.port == *number),
-        Some(PortChoice::Name(name)) => tcp.find(|port| port.name == *name),
-        None => match (tcp.clone().count(), tcp.clone().next()) {
-            (1, only) => only,
-            _ => tcp.find(|port| &*port.name == "http"),
-        },
-    };
-    found.ok_or_else(|| {
-        let which = match choice {
-            Some(PortChoice::Number(number)) => format!("there is no TCP port {number}"),
-            Some(PortChoice::Name(name)) => format!("there is no TCP port {name:?}"),
-            None => "podlight.dev/port must say which port".to_owned(),
-        };
-        format!("{which}; the Service has {}", tcp_ports(service)).into()
-    })
-}
-
-fn tcp_ports(service: &Service) -> String {
-    let tcp = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-    let named =
-        |p: &ServicePort| if p.name.is_empty() { p.port.to_string() } else { format!("{} ({})", p.port, p.name) };
-    let ports: Vec<String> = tcp.map(named).collect();
-    if ports.is_empty() { "no TCP port".to_owned() } else { ports.join(", ") }
 }
 
 fn scale_target(text: &str) -> Result<ScaleTarget, String> {

@@ -28,6 +28,9 @@ pub enum Fault {
     /// The request's head is larger than anything legitimate.
     #[error("the request's headers are larger than {0} bytes")]
     TooLarge(usize),
+    /// The request's head has more lines than anything legitimate.
+    #[error("the request has more than {0} headers")]
+    TooMany(usize),
     /// The request's head did not arrive in time.
     #[error("the request's headers did not arrive in time")]
     SlowHead,
@@ -89,7 +92,7 @@ impl Fault {
     pub const fn label(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "malformed",
-            Self::TooLarge(_) => "headers-too-large",
+            Self::TooLarge(_) | Self::TooMany(_) => "headers-too-large",
             Self::SlowHead => "headers-timeout",
             Self::Host(_) => "host",
             Self::Connect => "connect-method",
@@ -115,7 +118,7 @@ impl Fault {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) | Self::Host(_) | Self::Body => StatusCode::BAD_REQUEST,
-            Self::TooLarge(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooLarge(_) | Self::TooMany(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
@@ -137,9 +140,13 @@ impl Fault {
         match self {
             Self::Unknown(_) => UNIMPLEMENTED,
             Self::Deadline | Self::ResponseTimeout => DEADLINE_EXCEEDED,
-            Self::Malformed(_) | Self::TooLarge(_) | Self::SlowHead | Self::Host(_) | Self::Connect | Self::Body => {
-                INTERNAL
-            }
+            Self::Malformed(_)
+            | Self::TooLarge(_)
+            | Self::TooMany(_)
+            | Self::SlowHead
+            | Self::Host(_)
+            | Self::Connect
+            | Self::Body => INTERNAL,
             Self::NotListed
             | Self::Unusable(_)
             | Self::Full
@@ -154,10 +161,9 @@ impl Fault {
         }
     }
 
-    /// Whether the connection is to be closed behind the answer, because where the next request begins is unknown or
-    /// the process ends.
+    /// Whether the connection is to be closed behind the answer, because where the next request begins is unknown.
     const fn closes(&self) -> bool {
-        matches!(self, Self::Malformed(_) | Self::TooLarge(_) | Self::SlowHead | Self::ShuttingDown)
+        matches!(self, Self::Malformed(_) | Self::TooLarge(_) | Self::TooMany(_) | Self::SlowHead)
     }
 
     /// The answer. For gRPC it has no body: its status is in the headers.

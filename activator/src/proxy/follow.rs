@@ -120,6 +120,11 @@ impl Follower {
     /// Follows for ever.
     pub async fn run(mut self) {
         loop {
+            // However busy the table is, time goes on.
+            while let Ok(alarm) = self.alarms.try_recv() {
+                self.set(alarm);
+            }
+            self.ring();
             let next = self.clock.peek().map(|Reverse(due)| due.at);
             let time = async {
                 match next {
@@ -130,10 +135,14 @@ impl Follower {
             tokio::select! {
                 biased;
                 () = self.feed.wait_beyond(self.applied) => self.catch_up(),
-                Some(Alarm { at, target }) = self.alarms.recv() => self.clock.push(Reverse(Due { at, target })),
-                () = time => self.ring(),
+                Some(alarm) = self.alarms.recv() => self.set(alarm),
+                () = time => {}
             }
         }
+    }
+
+    fn set(&mut self, Alarm { at, target }: Alarm) {
+        self.clock.push(Reverse(Due { at, target }));
     }
 
     fn ring(&mut self) {

@@ -186,8 +186,10 @@ impl Worker {
                 }
                 Err(lost) => {
                     let unsent = lost.unsent.is_some();
-                    let again =
-                        lost.unsent.or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
+                    let again = lost
+                        .unsent
+                        .map(|request| *request)
+                        .or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
                     match again {
                         // Its other end had been closed: that says nothing about the backend.
                         Some(again) if was_there => {
@@ -311,6 +313,3 @@ fn not_opened(lease: &Lease, error: ConnectError, request: Request<Outgoing>) ->
     };
     Failure::new(fault, Some(request), retry)
 }
-
-#[cfg(test)]
-mod tests;

@@ -15,6 +15,9 @@ mod chunks;
 
 use chunks::Chunks;
 
+/// Most header lines of a head: hyper takes no more, and would say so in its own words.
+const MOST_LINES: usize = 100;
+
 /// Where in the stream of requests a connection is.
 #[derive(Debug)]
 enum Place {
@@ -42,6 +45,7 @@ struct Head {
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    lines: usize,
     bytes: usize,
 }
 
@@ -112,6 +116,10 @@ impl Guard {
     }
 
     fn header(&mut self, line: &[u8]) -> Result<(), Fault> {
+        self.head.lines += 1;
+        if self.head.lines > MOST_LINES {
+            return Err(Fault::TooMany(MOST_LINES));
+        }
         if matches!(line[0], b' ' | b'\t') {
             return Err(Fault::Malformed("a folded header line"));
         }

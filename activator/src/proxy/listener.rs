@@ -161,6 +161,3 @@ fn http2() -> http2::Builder<TokioExecutor> {
         .keep_alive_timeout(PING_TIMEOUT);
     builder
 }
-
-#[cfg(test)]
-mod tests;

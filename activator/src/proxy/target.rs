@@ -3,36 +3,39 @@
 //! lock; here are the clock, the waiting and the telling. A lease ends when it is dropped, wherever that happens, so no
 //! place is lost: not even one that was given to a request whose client had just left.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use metrics::{counter, histogram};
+use metrics::counter;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 mod asking;
 pub mod backend;
 mod balance;
+mod cluster_ip;
+mod grant;
 mod hold;
 pub mod hub;
+mod lease;
 mod quarantine;
+mod reach;
+mod roster;
 pub mod settings;
 mod state;
 pub mod view;
 
 pub use backend::{Backend, BackendId, Way};
 pub use hub::{Alarm, Errands, HoldConfig, Hub};
+pub use lease::Lease;
 pub use settings::{AppProtocol, Mode, ScaleTarget, Settings, UpstreamTls};
 
 use crate::proxy::wake::{ScaleError, Scaled};
-use crate::table::entry::Source;
 use crate::table::group::{Endpoint, EndpointId, GroupKey, GroupSnapshot, Service};
-use hold::{Avoid, Ticket};
-use hub::Permit;
-use quarantine::{Epoch, Reason};
-use state::{Admission, Delivery, Grant, Place, TargetState};
+use hold::Avoid;
+use lease::Hold;
+use state::{Admission, Delivery, TargetState};
 use view::Load;
 
 /// Why a request gets no place.
@@ -206,7 +209,7 @@ impl Target {
         let errands = state.errands(now);
         drop(state);
         self.run(errands);
-        Ok(Hold { target: Arc::clone(self), ticket, answer, told: false, _permit: permit })
+        Ok(Hold::new(self, ticket, answer, permit))
     }
 
     /// Changes something, and tells whom it concerns.
@@ -242,7 +245,7 @@ impl Target {
             for Delivery { held, outcome } in out.drain(..) {
                 let answer = outcome.map(|grant| Lease::new(self, grant, Some(now.saturating_sub(held.since))));
                 if let Err(Ok(mut lease)) = held.waiter.send(answer) {
-                    returned.extend(lease.place.take());
+                    returned.extend(lease.disarm());
                 }
             }
             if returned.is_empty() {
@@ -258,141 +261,6 @@ impl Target {
 enum Begun {
     Granted(Lease),
     Held(Hold),
-}
-
-/// A request in the queue. Leaves it when dropped.
-struct Hold {
-    target: Arc<Target>,
-    ticket: Ticket,
-    answer: oneshot::Receiver<Answer>,
-    /// Whether it has been told something: then it is in the queue no more.
-    told: bool,
-    _permit: Permit,
-}
-
-impl Hold {
-    async fn wait(mut self, deadline: Instant) -> Answer {
-        let answer = match tokio::time::timeout_at(deadline, &mut self.answer).await {
-            Ok(answer) => answer.unwrap_or(Err(Refusal::Gone)),
-            Err(_) => {
-                // It may have been told in this very moment.
-                self.answer.close();
-                match self.answer.try_recv() {
-                    Ok(answer) => answer,
-                    Err(_) => return Err(Refusal::Deadline),
-                }
-            }
-        };
-        self.told = true;
-        if let Ok(lease) = &answer {
-            released(lease);
-        }
-        answer
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if !self.told {
-            // Whatever was sent and not received is dropped with the channel, after this.
-            self.target.change(|state, now, out| drop(state.cancel(self.ticket, now, out)));
-        }
-    }
-}
-
-/// A place on a backend. The request's share of it ends when this is dropped; then the next held one gets it.
-#[derive(Debug)]
-pub struct Lease {
-    target: Arc<Target>,
-    backend: Arc<Backend>,
-    /// None once it has been given back.
-    place: Option<Place>,
-    epoch: Epoch,
-    probe: bool,
-    answered: AtomicBool,
-    source: Source,
-    held: Option<Duration>,
-}
-
-impl Lease {
-    fn new(target: &Arc<Target>, grant: Grant, held: Option<Duration>) -> Self {
-        let Grant { backend, place, epoch, probe, source } = grant;
-        let answered = AtomicBool::new(false);
-        Self { target: Arc::clone(target), backend, place: Some(place), epoch, probe, answered, source, held }
-    }
-
-    /// Where to connect: the pod, or the ClusterIP.
-    pub fn address(&self) -> std::net::SocketAddr {
-        self.backend.address()
-    }
-
-    /// What it is a place on; the connections are there.
-    pub fn backend(&self) -> &Arc<Backend> {
-        &self.backend
-    }
-
-    /// Which way it leads.
-    pub fn way(&self) -> Way {
-        self.backend.way()
-    }
-
-    /// How long the request was held, if it was.
-    pub fn held(&self) -> Option<Duration> {
-        self.held
-    }
-
-    /// The connection was refused or reset before anything was sent: the backend gets no more requests for a while.
-    pub fn refused(&self) {
-        self.failed(Reason::Refused);
-    }
-
-    /// The backend did not answer in time: the third time within a while it gets no more requests.
-    pub fn timed_out(&self) {
-        self.failed(Reason::TimedOut);
-    }
-
-    /// An answer came: whatever was held against the backend is forgotten.
-    pub fn answered(&self) {
-        if self.answered.swap(true, Ordering::Relaxed) || !self.probe {
-            // Nobody waits for it: it can be told when the lease ends.
-            return;
-        }
-        if let Some(place) = self.place {
-            self.target.change(|state, now, out| state.answered(place, self.epoch, now, out));
-        }
-    }
-
-    fn failed(&self, reason: Reason) {
-        self.answered.store(false, Ordering::Relaxed);
-        if let Some(place) = self.place
-            && self.target.change(|state, now, _| state.failed(place, self.epoch, reason, now))
-        {
-            counter!("podlight_proxy_quarantines_total", "reason" => reason.label()).increment(1);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let Some(place) = self.place.take() else { return };
-        let answered = self.answered.load(Ordering::Relaxed).then_some(self.epoch);
-        let mut out = Vec::new();
-        let mut state = self.target.lock();
-        state.release(place, answered, || self.target.hub.now(), &mut out);
-        let errands = if state.held() > 0 { state.errands(self.target.hub.now()) } else { state::Errands::default() };
-        drop(state);
-        self.target.run(errands);
-        self.target.deliver(out);
-    }
-}
-
-fn released(lease: &Lease) {
-    let source = match lease.source {
-        Source::Pushed => "push",
-        Source::Observed => "watch",
-    };
-    counter!("podlight_proxy_released_total", "source" => source).increment(1);
-    histogram!("podlight_proxy_held_seconds", "source" => source).record(lease.held.unwrap_or_default().as_secs_f64());
 }
 
 fn refused(reason: &'static str) {

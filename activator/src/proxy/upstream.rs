@@ -197,6 +197,3 @@ impl Held {
         self.shared.iter().find(|connection| connection.key == *key && connection.has_room()).cloned()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -215,7 +215,7 @@ pub enum EndpointId {
 }
 
 /// What seldom changes about one endpoint of one Service.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointFacts {
     /// Its Service.
     pub group: GroupKey,

@@ -35,7 +35,7 @@ impl Failure {
 pub(super) struct Lost {
     pub(super) fault: Fault,
     /// The request, where none of it was sent.
-    pub(super) unsent: Option<Request<Outgoing>>,
+    pub(super) unsent: Option<Box<Request<Outgoing>>>,
     /// The backend says that it did nothing for it.
     pub(super) unprocessed: bool,
 }
@@ -119,7 +119,7 @@ async fn over_http2(mut link: Http2, mut request: Request<Outgoing>) -> Result<(
 }
 
 fn lost(mut error: TrySendError<Request<Outgoing>>) -> Lost {
-    let unsent = error.take_message();
+    let unsent = error.take_message().map(Box::new);
     let error = error.into_error();
     let fault = if error.is_user() {
         Fault::Body

@@ -86,4 +86,33 @@ impl Asking {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn only_one_asks_at_a_time_and_not_again_at_once() {
+        let (mut asking, mut rng) = (Asking::default(), Rng::with_seed(1));
+        assert!(asking.begin(seconds(1)));
+        assert!(!asking.begin(seconds(100)));
+        assert_eq!(asking.end(Ok(Scaled::Raised), seconds(100), &mut rng), None);
+        assert!(!asking.begin(seconds(101)));
+        assert!(asking.begin(seconds(102)));
+    }
+
+    #[test]
+    fn a_final_failure_stands_for_a_while_and_a_reset_takes_it_back() {
+        let (mut asking, mut rng) = (Asking::default(), Rng::with_seed(1));
+        assert!(asking.begin(seconds(1)));
+        let why = asking.end(Err(ScaleError::Final("forbidden".into())), seconds(1), &mut rng);
+        assert_eq!(why.as_deref(), Some("forbidden"));
+        assert_eq!(asking.refused(seconds(5)).map(|why| &**why), Some("forbidden"));
+        assert!(!asking.begin(seconds(5)));
+        assert_eq!(asking.refused(seconds(6)), None);
+        asking.reset();
+        assert!(asking.refused(seconds(5)).is_none() && asking.begin(seconds(5)));
+    }
+}

@@ -48,3 +48,41 @@ impl Candidates {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(slots: &[u32]) -> Candidates {
+        Candidates { slots: slots.to_vec() }
+    }
+
+    #[test]
+    fn the_one_with_less_is_drawn_and_the_one_with_most_never() {
+        let (candidates, mut rng) = (of(&[0, 1, 2, 3]), Rng::with_seed(1));
+        let drawn: Vec<u32> = (0..1000).filter_map(|_| candidates.pick(&mut rng, |slot| slot, |_| false)).collect();
+        let share = |slot| drawn.iter().filter(|drawn| **drawn == slot).count();
+        assert!(share(0) > share(1) && share(1) > share(2) && share(2) > 0);
+        assert_eq!((share(3), drawn.len()), (0, 1000));
+    }
+
+    #[test]
+    fn who_is_avoided_is_drawn_only_when_there_is_nobody_else() {
+        let mut rng = Rng::with_seed(1);
+        let all: Vec<u32> = (0..50).collect();
+        for _ in 0..200 {
+            assert_eq!(of(&all).pick(&mut rng, |_| 0, |slot| slot != 17), Some(17));
+        }
+        assert_eq!(of(&[5]).pick(&mut rng, |_| 0, |_| true), Some(5));
+        assert!(of(&[5, 6]).pick(&mut rng, |_| 0, |_| true).is_some());
+        assert_eq!(of(&[]).pick(&mut rng, |_| 0, |_| false), None);
+    }
+
+    #[test]
+    fn whoever_takes_a_freed_place_is_told() {
+        let mut candidates = of(&[7, 8, 9]);
+        assert_eq!(candidates.remove(0), Some(9));
+        assert_eq!(candidates.remove(1), None);
+        assert_eq!(candidates.insert(4), 1);
+    }
+}

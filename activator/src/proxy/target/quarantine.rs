@@ -106,6 +106,14 @@ impl Quarantine {
         }
     }
 
+    /// How long nothing will be sent, in seconds; none when it is not shut.
+    pub(super) fn seconds(&self, now: Duration) -> Option<f64> {
+        match self.trust {
+            Trust::Shut { until } => Some(until.saturating_sub(now).as_secs_f64()),
+            Trust::Open | Trust::Half | Trust::Probing { .. } => None,
+        }
+    }
+
     /// Lets time pass.
     pub(super) fn lapse(&mut self, now: Duration) {
         match self.trust {
@@ -175,4 +183,78 @@ impl Quarantine {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn shut_for(record: &Quarantine, now: Duration) -> Duration {
+        let Trust::Shut { until } = record.trust() else { panic!("{:?}", record.trust()) };
+        until - now
+    }
+
+    #[test]
+    fn refusals_shut_for_twice_as_long_each_time_up_to_a_cap() {
+        let (mut record, mut now) = (Quarantine::new(), ms(0));
+        let mut spans = Vec::new();
+        for _ in 0..8 {
+            let epoch = record.sent(now);
+            assert!(record.refused(epoch, now));
+            spans.push(shut_for(&record, now).as_secs());
+            now += shut_for(&record, now);
+            record.lapse(now);
+            assert_eq!(record.trust(), Trust::Half);
+        }
+        assert_eq!(spans, [1, 2, 4, 8, 16, 30, 30, 30]);
+    }
+
+    #[test]
+    fn time_outs_shut_at_the_third_within_the_window_and_a_later_probe_at_the_first() {
+        let mut record = Quarantine::new();
+        let epoch = record.sent(ms(0));
+        assert!(!record.timed_out(epoch, ms(0)) && !record.timed_out(epoch, ms(20_000)));
+        assert!(!record.timed_out(epoch, ms(31_000)), "the first is forgotten");
+        assert!(!record.timed_out(epoch, ms(32_000)) && record.timed_out(epoch, ms(33_000)));
+        assert_eq!(shut_for(&record, ms(33_000)).as_secs(), 30);
+        record.lapse(ms(63_000));
+        let probe = record.sent(ms(63_000));
+        assert!(record.timed_out(probe, ms(63_500)));
+        assert_eq!(shut_for(&record, ms(63_500)).as_secs(), 60);
+    }
+
+    #[test]
+    fn an_answer_forgets_strikes() {
+        let mut record = Quarantine::new();
+        let epoch = record.sent(ms(0));
+        assert!(!record.timed_out(epoch, ms(1)) && !record.timed_out(epoch, ms(2)));
+        record.answered(epoch);
+        assert!(!record.timed_out(epoch, ms(3)));
+    }
+
+    #[test]
+    fn what_was_sent_before_it_was_lifted_or_shut_says_nothing() {
+        let mut record = Quarantine::new();
+        let before = record.sent(ms(0));
+        assert!(record.refused(before, ms(1)));
+        assert!(!record.refused(before, ms(2)) && !record.timed_out(before, ms(2)));
+        record.answered(before);
+        assert!(matches!(record.trust(), Trust::Shut { .. }));
+        record.lift();
+        assert!(!record.refused(before, ms(3)));
+        assert_eq!(record.trust(), Trust::Open);
+    }
+
+    #[test]
+    fn a_cluster_ip_is_never_shut_for_longer_than_the_first_time() {
+        let mut record = Quarantine::flat();
+        for n in 0..5 {
+            let now = ms(n * 1000);
+            record.lapse(now);
+            let epoch = record.sent(now);
+            assert!(record.refused(epoch, now));
+            assert_eq!(shut_for(&record, now).as_secs(), 1);
+        }
+    }
+}

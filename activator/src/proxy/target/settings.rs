@@ -109,6 +109,8 @@ pub struct Settings {
     pub port_name: Arc<str>,
     /// Number of the Service port: the ClusterIP listens on it.
     pub service_port: u16,
+    /// Number on the pods, where the Service declares no ports; else each pod's own for the Service port counts.
+    pub pod_port: Option<u16>,
     /// What the pods speak.
     pub protocol: AppProtocol,
     /// How their certificates are verified; present exactly when the protocol is [`AppProtocol::Https`].

@@ -220,6 +220,3 @@ fn configs(roots: &Arc<RootCertStore>, identity: Option<&Identity>) -> Result<Co
     http1.alpn_protocols = vec![ALPN_HTTP1.to_vec()];
     Ok(Configs { any: Arc::new(any), http1: Arc::new(http1) })
 }
-
-#[cfg(test)]
-mod tests;

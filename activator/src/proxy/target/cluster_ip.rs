@@ -1,0 +1,91 @@
+//! The Service's virtual address as a way to its pods. Which pod it leads to is not ours to say, and whether it leads
+//! anywhere yet shows only when it is tried.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backend::{Backend, BackendId, Way};
+use super::grant::{Grant, Place};
+use super::quarantine::{Quarantine, Trust};
+use super::view::BackendView;
+use crate::table::entry::Source;
+
+/// The virtual address, if the Service has one.
+#[derive(Debug)]
+pub(super) struct ClusterIp {
+    backend: Option<Arc<Backend>>,
+    in_flight: u32,
+    quarantine: Quarantine,
+}
+
+impl ClusterIp {
+    pub(super) fn new() -> Self {
+        Self { backend: None, in_flight: 0, quarantine: Quarantine::flat() }
+    }
+
+    /// Moves it to another address, or makes its connections anew.
+    pub(super) fn seat(&mut self, address: Option<SocketAddr>, afresh: bool, workers: usize) {
+        let held = self.backend.take();
+        self.backend = match (held, address) {
+            (Some(held), Some(address)) if held.address() == address && !afresh => Some(held),
+            (held, address) => {
+                held.iter().for_each(|held| held.retire());
+                self.quarantine.lift();
+                address.map(|address| Backend::new(address, None, workers))
+            }
+        };
+    }
+
+    pub(super) fn id(&self) -> Option<&BackendId> {
+        self.backend.as_ref().map(|backend| backend.id())
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Its record.
+    pub(super) fn quarantine(&mut self) -> &mut Quarantine {
+        &mut self.quarantine
+    }
+
+    /// When time alone changes whether it takes requests.
+    pub(super) fn until(&self) -> Option<Duration> {
+        self.quarantine.until()
+    }
+
+    /// A place on it, unless it has `most` requests.
+    pub(super) fn pick(&mut self, most: u32, now: Duration) -> Option<Grant> {
+        let backend = Arc::clone(self.backend.as_ref()?);
+        if self.in_flight >= most || !matches!(self.quarantine.trust(), Trust::Open | Trust::Half) {
+            return None;
+        }
+        self.in_flight += 1;
+        let epoch = self.quarantine.sent(now);
+        let probe = self.quarantine.trust() != Trust::Open;
+        Some(Grant { backend, place: Place::ClusterIp, epoch, probe, source: Source::Observed })
+    }
+
+    pub(super) fn release(&mut self) {
+        self.in_flight -= 1;
+    }
+
+    pub(super) fn retire(&self) {
+        self.backend.iter().for_each(|backend| backend.retire());
+    }
+
+    pub(super) fn view(&self, now: Duration) -> Option<BackendView> {
+        self.backend.as_ref().map(|backend| BackendView {
+            pod: None,
+            uid: None,
+            address: Some(backend.address().to_string()),
+            way: Way::ClusterIp,
+            state: None,
+            source: None,
+            since_ms: 0,
+            in_flight: self.in_flight,
+            quarantine_seconds: self.quarantine.seconds(now),
+        })
+    }
+}

@@ -23,6 +23,9 @@ use crate::scene::{Scene, app_container, seconds_ago};
 use crate::sender::{REVISION_LABEL, Sender};
 use crate::sidecar::SidecarSpec;
 
+/// The annotation by which a Service's requests are taken.
+pub const ROUTE: &str = "podlight.dev/route";
+
 /// The account of every pod here.
 const ACCOUNT: &str = "web";
 
@@ -115,6 +118,14 @@ impl<'a> Stage<'a> {
         .proxy()
     }
 
+    /// The scene, where the cluster is a real API server.
+    pub fn scene(&self) -> Option<&'a Scene> {
+        match self.ground {
+            Ground::ControlPlane(scene) => Some(scene),
+            Ground::Manifests(_) => None,
+        }
+    }
+
     /// A folder for a test's own files, removed with the stage or the scene.
     ///
     /// # Errors
@@ -141,14 +152,19 @@ impl<'a> Stage<'a> {
         format!("{service}.{}", self.namespace)
     }
 
-    /// A Service that selects pods by `app=<name>`, its port `http`, 80, to the container port `http`.
+    /// A Service whose requests are taken: it selects pods by `app=<name>`, its port `http`, 80, leads to the container port `http`.
     pub fn service(&self, name: &str) -> ServiceSpec {
         self.bare_service(name).port("http", 80, "http")
     }
 
     /// The same without its port.
     pub fn bare_service(&self, name: &str) -> ServiceSpec {
-        ServiceSpec::new(&self.namespace, name).selector("app", name)
+        self.open_service(name).selector("app", name)
+    }
+
+    /// The same without selector and port: no more than that its requests are taken.
+    pub fn open_service(&self, name: &str) -> ServiceSpec {
+        ServiceSpec::new(&self.namespace, name).annotation(ROUTE, "default")
     }
 
     /// A pod of the Service `app`.
@@ -447,6 +463,11 @@ impl StagePod {
             self.sender.tell(replica, kind).await?;
         }
         Ok(())
+    }
+
+    /// Its sidecar's voice, for what it should not say.
+    pub fn sender(&self) -> &Sender {
+        &self.sender
     }
 
     /// How a real sidecar of this pod would run.

@@ -10,9 +10,10 @@ DIST := target/$(HOST)/dist
 ROWS ?=
 FUZZ_SECONDS ?= 30
 SEEDS ?= 100000
+SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane run demo test simulate peers soak bench fuzz lint deny advisories fmt image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +36,14 @@ run: build ## Run an activator in standalone mode: make run ARGS="--cluster-from
 demo: build ## Show the whole way of an event with real processes: no cluster, no Go, no root (DEMO_EXIT=1 ends it)
 	@$(BIN)/podlight-demo
 
+peers: ## Install nginx, HAProxy, h2load and curl, which figures and tests stand beside (Debian, as root)
+	@e2e/peers.sh
+
 test: build control-plane ## All tests, those against a real API server included
 	$(CARGO) test $(PROFILE) --workspace
+
+soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECONDS=600
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test $(PROFILE) -p podlight-e2e --test soak -- --nocapture
 
 simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
 	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) -p podlight-e2e --test simulation -- --nocapture

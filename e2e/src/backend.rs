@@ -9,26 +9,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 
 use crate::control_plane::lock;
 use crate::eventually::eventually;
 
 pub mod answers;
+mod connection;
 pub mod grpc;
 mod wire;
 
-use answers::Place;
-use wire::{End, Wire};
+#[cfg(test)]
+mod tests;
+
+use connection::serve;
+use wire::End;
 
 /// The port of every backend, as [`crate::scene::app_container`] declares it: the address tells them apart.
 pub const PORT: u16 = 8080;
@@ -339,93 +338,4 @@ fn bind(address: SocketAddr, backlog: u32) -> Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address).with_context(|| format!("cannot bind {address}"))?;
     Ok(socket.listen(backlog)?)
-}
-
-async fn serve(listener: TcpListener, speaks: Speaks, state: Arc<State>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
-        let number = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
-        tokio::spawn(connection(stream, number, speaks.clone(), Arc::clone(&state)));
-    }
-}
-
-/// Serves one connection to its end, in whichever way that comes. What goes wrong is the client's to notice.
-async fn connection(stream: TcpStream, number: u64, speaks: Speaks, state: Arc<State>) {
-    let _open = Open::new(&state);
-    // A connection that is gone already has no options.
-    let _ = stream.set_nodelay(true);
-    let mut ends = state.end.subscribe();
-    let (wire, how) = Wire::new(stream);
-    let broken = Arc::new(watch::Sender::new(End::Never));
-    let mut breaks = broken.subscribe();
-    let place = |tls| Place { connection: number, tls, broken };
-    let served = async {
-        match speaks {
-            Speaks::Http => http(wire, place(None), &state).await,
-            Speaks::Tls(config) => {
-                let stream = TlsAcceptor::from(config).accept(wire).await?;
-                let seen = seen_tls(stream.get_ref().1);
-                http(stream, place(Some(seen)), &state).await
-            }
-            Speaks::Script(script) => {
-                script(wire.into_inner()?).await;
-                Ok(())
-            }
-        }
-    };
-    let now = |end: &End| matches!(end, End::Fin | End::Reset);
-    tokio::select! {
-        _ = served => {}
-        Ok(end) = ends.wait_for(now) => how.set(*end),
-        Ok(end) = breaks.wait_for(now) => how.set(*end),
-    }
-}
-
-/// Counts a connection as long as it is open.
-struct Open(Arc<State>);
-
-impl Open {
-    fn new(state: &Arc<State>) -> Self {
-        state.open.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(state))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-async fn http<S>(stream: S, place: Place, state: &Arc<State>) -> Result<()>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let service = {
-        let state = Arc::clone(state);
-        service_fn(move |request| answers::answer(Arc::clone(&state), place.clone(), request))
-    };
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let mut ends = state.end.subscribe();
-    let mut leaving = false;
-    loop {
-        tokio::select! {
-            served = connection.as_mut() => return served.map_err(|error| anyhow::anyhow!(error)),
-            ended = ends.wait_for(|end| *end == End::Graceful), if !leaving => {
-                ended?;
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    }
-}
-
-fn seen_tls(connection: &rustls::ServerConnection) -> SeenTls {
-    SeenTls {
-        server_name: connection.server_name().map(str::to_owned),
-        alpn: connection.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
-        client_certificate: connection.peer_certificates().is_some_and(|chain| !chain.is_empty()),
-    }
 }

@@ -10,6 +10,7 @@ pub mod events;
 pub mod fleet;
 pub mod latency;
 pub mod load;
+pub mod proxy;
 pub mod replica;
 pub mod report;
 pub mod sidecar;
@@ -34,11 +35,18 @@ pub enum Group {
     Events,
     /// First contact of a whole cluster.
     Storm,
+    /// Warm requests.
+    Proxy,
+    /// Held requests.
+    Held,
+    /// A rolling update under load.
+    Rollout,
 }
 
 impl Group {
-    /// All of them, in the order in which they run: those that need a real API server last, together.
-    pub const ALL: [Self; 5] = [Self::Table, Self::Latency, Self::Sidecar, Self::Events, Self::Storm];
+    /// All of them, in the order in which they run: those that need many pods on a real API server last, together.
+    pub const ALL: [Self; 8] =
+        [Self::Table, Self::Latency, Self::Sidecar, Self::Proxy, Self::Held, Self::Rollout, Self::Events, Self::Storm];
 
     /// Its name on the command line, in the printed table and in `target/bench`.
     pub const fn name(self) -> &'static str {
@@ -48,6 +56,9 @@ impl Group {
             Self::Sidecar => "sidecar",
             Self::Events => "events",
             Self::Storm => "storm",
+            Self::Proxy => "proxy",
+            Self::Held => "held",
+            Self::Rollout => "rollout",
         }
     }
 
@@ -66,7 +77,7 @@ impl Group {
     /// Pods on a real API server that it needs.
     const fn pods(self) -> usize {
         match self {
-            Self::Table | Self::Latency | Self::Sidecar => 0,
+            Self::Table | Self::Latency | Self::Sidecar | Self::Proxy | Self::Held | Self::Rollout => 0,
             Self::Events => events::PODS,
             Self::Storm => storm::PODS,
         }
@@ -78,6 +89,9 @@ impl Group {
             Self::Table => tokio::task::spawn_blocking(table::measure).await?,
             Self::Latency => latency::measure().await,
             Self::Sidecar => sidecar::measure().await,
+            Self::Proxy => proxy::measure_warm().await,
+            Self::Held => proxy::measure_held().await,
+            Self::Rollout => proxy::measure_rollout().await,
             Self::Events => events::measure(fleet()?).await,
             Self::Storm => {
                 let mut rows = storm::measure_jwks(fleet()?).await?;

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod clients;
 pub mod counts;
+pub mod frames;
 pub mod manifests;
 pub mod pki;
 pub mod stage;

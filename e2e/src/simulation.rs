@@ -13,7 +13,7 @@ mod mutant;
 mod oracle;
 mod pods;
 mod queue;
-mod random;
+pub mod random;
 mod replica;
 mod scenario;
 mod sidecars;

@@ -1,5 +1,5 @@
 //! `podlight-bench [group…]`: measures the figures of DESIGN §8 and prints them beside their bounds. The exit status tells
-//! whether everything was measured, not whether the figures are good.
+//! whether everything was measured, not whether the figures are good. `podlight-bench child …` is what it starts itself.
 
 use std::process::ExitCode;
 
@@ -21,7 +21,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let groups = bench::groups(std::env::args().skip(1))?;
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq("child").is_some() {
+        return bench::proxy::child::run(arguments);
+    }
+    let groups = bench::groups(arguments)?;
     bench::check_binaries()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench::run(&groups))
 }

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -62,6 +62,8 @@ impl ControlPlane {
         let rules = json!([
             { "apiGroups": [""], "resources": ["pods", "services"], "verbs": ["get", "list", "watch"] },
             { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"] },
+            { "apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"] },
+            { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
             { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
             { "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"] },
             { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
@@ -71,6 +73,25 @@ impl ControlPlane {
         ]);
         self.create_service_account(namespace, name).await?;
         self.grant(namespace, name, &format!("{namespace}-{name}-activator"), rules).await
+    }
+
+    /// Lets a service account scale Deployments and StatefulSets of a namespace, as a Role beside the activator's would.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn allow_scaling(&self, namespace: &str, account_namespace: &str, account: &str) -> Result<()> {
+        let client = self.client()?;
+        let metadata = json!({ "name": "podlight-scale", "namespace": namespace });
+        let resources = ["deployments/scale", "statefulsets/scale", "replicasets/scale"];
+        let rules = json!([{ "apiGroups": ["apps"], "resources": resources, "verbs": ["get", "patch", "update"] }]);
+        let binding = json!({
+            "metadata": metadata,
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "podlight-scale" },
+            "subjects": [{ "kind": "ServiceAccount", "namespace": account_namespace, "name": account }],
+        });
+        let role = json!({ "metadata": metadata, "rules": rules });
+        unless_there(Api::<Role>::namespaced(client.clone(), namespace), role).await?;
+        unless_there(Api::<RoleBinding>::namespaced(client, namespace), binding).await
     }
 
     /// Lets a service account `get` a non-resource URL, such as `/v1/targets` or `/v1/*`.

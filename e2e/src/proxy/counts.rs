@@ -8,10 +8,13 @@ use crate::activator::Activator;
 use crate::eventually::eventually;
 
 /// Requests that are held now.
-pub const HELD: &str = "podlight_proxy_held_requests";
+pub const HELD: &str = "podlight_proxy_held";
 
-/// Requests that have a place on a backend now.
-pub const IN_FLIGHT: &str = "podlight_proxy_requests_in_flight";
+/// Connections that have changed their protocol and are open now.
+pub const TUNNELS: &str = "podlight_proxy_tunnels";
+
+/// Requests that were answered, by class and way.
+pub const REQUESTS: &str = "podlight_proxy_requests_total";
 
 /// Backends that got quarantined.
 pub const QUARANTINES: &str = "podlight_proxy_quarantines_total";

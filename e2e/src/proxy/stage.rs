@@ -9,19 +9,24 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
-use podlight_proto::Kind;
 use serde_json::{Value, json};
 
 use super::client::{self, Answer, get};
 use super::manifests::{Manifests, manifest};
 use crate::activator::{Activator, ActivatorSpec};
 use crate::api::{Endpoint, Reader};
-use crate::backend::{Backend, PORT, fresh_loopback};
+use crate::backend::{Backend, fresh_loopback};
 use crate::control_plane::{PodSpec, PodState, ServiceSpec, SliceSpec, TokenSpec};
 use crate::eventually::eventually;
 use crate::scene::{Scene, app_container, seconds_ago};
 use crate::sender::{REVISION_LABEL, Sender};
-use crate::sidecar::SidecarSpec;
+
+mod pod;
+
+pub use pod::StagePod;
+
+/// The annotation by which a Service's requests are taken.
+pub const ROUTE: &str = "podlight.dev/route";
 
 /// The account of every pod here.
 const ACCOUNT: &str = "web";
@@ -39,20 +44,6 @@ pub struct Stage<'a> {
     ground: Ground<'a>,
     /// The namespace of everything here.
     pub namespace: String,
-}
-
-/// A pod and its sidecar's voice, towards the replicas that there were when it came.
-pub struct StagePod {
-    /// Its name.
-    pub name: String,
-    /// Its first address.
-    pub address: IpAddr,
-    /// As the cluster has it.
-    pub pod: Pod,
-    /// Bound to it.
-    pub token: String,
-    sender: Sender,
-    replicas: Vec<String>,
 }
 
 /// A pod with its app.
@@ -115,6 +106,14 @@ impl<'a> Stage<'a> {
         .proxy()
     }
 
+    /// The scene, where the cluster is a real API server.
+    pub fn scene(&self) -> Option<&'a Scene> {
+        match self.ground {
+            Ground::ControlPlane(scene) => Some(scene),
+            Ground::Manifests(_) => None,
+        }
+    }
+
     /// A folder for a test's own files, removed with the stage or the scene.
     ///
     /// # Errors
@@ -141,14 +140,19 @@ impl<'a> Stage<'a> {
         format!("{service}.{}", self.namespace)
     }
 
-    /// A Service that selects pods by `app=<name>`, its port `http`, 80, to the container port `http`.
+    /// A Service whose requests are taken: it selects pods by `app=<name>`, its port `http`, 80, leads to the container port `http`.
     pub fn service(&self, name: &str) -> ServiceSpec {
         self.bare_service(name).port("http", 80, "http")
     }
 
     /// The same without its port.
     pub fn bare_service(&self, name: &str) -> ServiceSpec {
-        ServiceSpec::new(&self.namespace, name).selector("app", name)
+        self.open_service(name).selector("app", name)
+    }
+
+    /// The same without selector and port: no more than that its requests are taken.
+    pub fn open_service(&self, name: &str) -> ServiceSpec {
+        ServiceSpec::new(&self.namespace, name).annotation(ROUTE, "default")
     }
 
     /// A pod of the Service `app`.
@@ -412,52 +416,6 @@ impl<'a> Stage<'a> {
         account.metadata.namespace = Some(self.namespace.clone());
         account.metadata.name = Some(ACCOUNT.to_owned());
         manifest(&account)
-    }
-}
-
-impl StagePod {
-    /// Its sidecar says that it is ready, to every replica; it has introduced itself before.
-    ///
-    /// # Errors
-    /// When a replica does not take it.
-    pub async fn ready(&self) -> Result<()> {
-        self.introduce().await?;
-        self.say(Kind::Ready).await
-    }
-
-    /// Its sidecar introduces itself: it has a voice, and is not ready.
-    ///
-    /// # Errors
-    /// When a replica does not take it in time.
-    pub async fn introduce(&self) -> Result<()> {
-        for replica in &self.replicas {
-            // Manifests are read a few times a second.
-            eventually("the pod is known", async || self.sender.introduce(replica, &self.token).await.map(Some))
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Its sidecar says this to every replica, which knows it.
-    ///
-    /// # Errors
-    /// When a replica does not take it.
-    pub async fn say(&self, kind: Kind) -> Result<()> {
-        for replica in &self.replicas {
-            self.sender.tell(replica, kind).await?;
-        }
-        Ok(())
-    }
-
-    /// How a real sidecar of this pod would run.
-    pub fn sidecar(&self) -> SidecarSpec {
-        let spec = SidecarSpec::new(&self.pod, &self.token);
-        self.replicas.iter().fold(spec, |spec, replica| spec.activator(replica))
-    }
-
-    /// Where its app listens.
-    pub fn socket(&self) -> SocketAddr {
-        SocketAddr::new(self.address, PORT)
     }
 }
 

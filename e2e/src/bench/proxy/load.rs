@@ -78,7 +78,12 @@ impl Report {
     /// # Errors
     /// When one was not.
     pub fn whole(self) -> Result<Self> {
-        ensure!(self.failures.is_empty() && self.answered > 0, "{} answered, failed: {:?}", self.answered, self.failures);
+        ensure!(
+            self.failures.is_empty() && self.answered > 0,
+            "{} answered, failed: {:?}",
+            self.answered,
+            self.failures
+        );
         Ok(self)
     }
 }
@@ -115,7 +120,15 @@ pub(super) async fn run(load: Load) -> Result<Report> {
     let begun = Instant::now();
     let local = LocalSet::new();
     let pace = Pace { end: begun + Duration::from_secs_f64(load.seconds), most: load.requests.unwrap_or(u64::MAX) };
-    local.run_until(async { if let Some(rate) = load.rate { open(&desk, connections, rate, pace).await } else { closed(&desk, connections, pace).await } }).await?;
+    local
+        .run_until(async {
+            if let Some(rate) = load.rate {
+                open(&desk, connections, rate, pace).await
+            } else {
+                closed(&desk, connections, pace).await
+            }
+        })
+        .await?;
     let seconds = begun.elapsed().as_secs_f64();
     let latencies = desk.latencies_us.take();
     Ok(Report {
@@ -291,7 +304,12 @@ impl Timer {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         let each = Timespec { tv_sec: interval.as_secs().try_into()?, tv_nsec: interval.subsec_nanos().into() };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: each, it_value: each })?;
-        Ok(Self(AsyncFd::new(timer)?))
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, which this crate forbids; an OwnedFd is what both ask for"
+        )]
+        let timer = AsyncFd::new(timer)?;
+        Ok(Self(timer))
     }
 
     /// How often it has expired since the last call, at least once.

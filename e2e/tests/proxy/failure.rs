@@ -1,0 +1,290 @@
+//! Pods that refuse, hang, reset and die: who is asked instead, who is not asked twice, and what the client is told.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use http::Method;
+use podlight_e2e::backend::Backend;
+use podlight_e2e::eventually::eventually;
+use podlight_e2e::proxy::client::{self, Connection, ask, full, get, post, request};
+use podlight_e2e::proxy::counts::{QUARANTINES, RETRIES, wait_held};
+use podlight_e2e::proxy::stage::{Stage, Web, nowhere};
+use podlight_proto::Kind;
+
+/// A Service with ready pods of these names, all of them known.
+async fn pods(stage: &Stage<'_>, names: &[&str]) -> Result<Vec<Web>> {
+    stage.create_service(stage.service("web")).await?;
+    let mut webs = Vec::new();
+    for name in names {
+        webs.push(stage.ready_web("web", name).await?);
+        stage.wait("web", name, "ready pushed").await?;
+    }
+    stage.until(&stage.host("web"), |answer| answer.status == 200).await?;
+    Ok(webs)
+}
+
+#[tokio::test]
+async fn a_refused_connection_goes_to_another_endpoint_and_the_pod_is_quarantined() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["dead", "alive"]).await?;
+    webs[0].app.die().await;
+    for n in 0..50 {
+        // Nothing was sent, so even what must not be repeated goes to the other.
+        let answer = ask(stage.proxy()?, post(&stage.host("web"), "/", format!("{n}"))).await?;
+        assert_eq!(answer.pod()?, "alive");
+    }
+    let metrics = stage.activator().metrics().await?;
+    ensure!(metrics.sum(QUARANTINES, &[]) >= 1.0, "no quarantine");
+    ensure!(metrics.sum(RETRIES, &[]) < 10.0, "it is asked again and again: {}", metrics.sum(RETRIES, &[]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_quarantine_ends_by_a_new_ready_event() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["flaky", "steady"]).await?;
+    webs[0].app.die().await;
+    for _ in 0..20 {
+        stage.get("web", "/").await?.seen()?;
+    }
+    webs[0].pod.say(Kind::NotReady).await?;
+    webs[0].app.listen()?;
+    webs[0].pod.say(Kind::Ready).await?;
+    let begun = Instant::now();
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "flaky")).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_quarantine_ends_by_itself_for_a_pod_that_came_back_without_a_word() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["flaky", "steady"]).await?;
+    webs[0].app.die().await;
+    for _ in 0..20 {
+        stage.get("web", "/").await?.seen()?;
+    }
+    webs[0].app.listen()?;
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "flaky")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn when_all_are_quarantined_the_oldest_is_tried_rather_than_failing() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["one", "two"]).await?;
+    for web in &webs {
+        web.app.die().await;
+    }
+    let answer = stage.get("web", "/").await?;
+    ensure!(matches!(answer.status, 502 | 504), "{answer:?}");
+    ensure!(!answer.error().is_empty(), "{answer:?}");
+    webs[0].app.listen()?;
+    // Still quarantined, all of them, and yet it is found without a new event.
+    let begun = Instant::now();
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "one")).await?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_only_pod_that_refuses_for_a_moment_is_502_that_says_so() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["only"]).await?;
+    webs[0].app.die().await;
+    let answer = stage.get("web", "/").await?;
+    ensure!(matches!(answer.status, 502 | 504), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_costs_one_connect_timeout_and_then_nothing() -> Result<()> {
+    let stage = Stage::standalone_with(|spec| spec.flag("connect-timeout", "300ms")).await?;
+    let webs = pods(&stage, &["lost", "alive"]).await?;
+    webs[0].app.close_connections();
+    webs[0].app.blackhole().await?;
+    let mut slow = 0;
+    for _ in 0..60 {
+        let begun = Instant::now();
+        assert_eq!(stage.get("web", "/").await?.pod()?, "alive");
+        slow += usize::from(begun.elapsed() > Duration::from_millis(250));
+    }
+    // Three strikes.
+    ensure!(slow <= 4, "{slow} of 60 waited for the lost one");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_only_pod_on_a_node_that_is_gone_is_504_that_says_so() -> Result<()> {
+    let stage = Stage::standalone_with(|spec| spec.flag("connect-timeout", "300ms")).await?;
+    let webs = pods(&stage, &["lost"]).await?;
+    webs[0].app.close_connections();
+    webs[0].app.blackhole().await?;
+    let answer = stage.get("web", "/").await?;
+    ensure!(matches!(answer.status, 502 | 504) && !answer.error().is_empty(), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_get_whose_connection_ends_before_an_answer_is_asked_of_another() -> Result<()> {
+    for path in ["/close", "/reset"] {
+        let stage = Stage::standalone().await?;
+        let webs = pods(&stage, &["one"]).await?;
+        // Every pod ends it: it is asked of each, and then told.
+        let _two = stage.ready_web("web", "two").await?;
+        stage.wait("web", "two", "ready pushed").await?;
+        let answer = stage.get("web", path).await?;
+        answer.refused(502)?;
+        let asked = webs[0].app.seen().iter().chain(&_two.app.seen()).filter(|seen| seen.target == path).count();
+        ensure!((2..=3).contains(&asked), "{path}: asked {asked} times");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_get_survives_a_pod_that_resets_in_the_middle_of_others() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["dying", "alive"]).await?;
+    let held: Vec<_> =
+        (0..20).map(|_| Ok(client::start(stage.proxy()?, get(&stage.host("web"), "/gate")))).collect::<Result<_>>()?;
+    eventually("all are asked", async || {
+        Ok((webs.iter().map(|web| web.app.seen().iter().filter(|seen| seen.target == "/gate").count()).sum::<usize>()
+            == 20)
+            .then_some(()))
+    })
+    .await?;
+    webs[1].app.open_gate(true);
+    webs[0].app.die().await;
+    for answer in held {
+        assert_eq!(answer.await??.pod()?, "alive");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_post_that_was_sent_is_never_sent_twice() -> Result<()> {
+    for path in ["/close", "/reset"] {
+        let stage = Stage::standalone().await?;
+        let webs = pods(&stage, &["one", "two"]).await?;
+        for n in 0..5 {
+            let answer = ask(stage.proxy()?, post(&stage.host("web"), path, format!("order {n}"))).await?;
+            answer.refused(502)?;
+        }
+        let asked = webs.iter().flat_map(|web| web.app.seen()).filter(|seen| seen.target == path).count();
+        assert_eq!(asked, 5, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_post_on_a_kept_connection_that_was_closed_meanwhile_is_sent_once_and_not_lost() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["only"]).await?;
+    for n in 0..20 {
+        ask(stage.proxy()?, post(&stage.host("web"), "/order", format!("{n}"))).await?.seen()?;
+        // Its keep-alive runs out.
+        webs[0].app.close_connections();
+        eventually("it is closed", async || Ok((webs[0].app.open_connections() == 0).then_some(()))).await?;
+    }
+    let orders = webs[0].app.seen().iter().filter(|seen| seen.target == "/order").count();
+    assert_eq!(orders, 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_put_with_a_body_that_was_read_is_not_sent_again() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["one", "two"]).await?;
+    let put = request(Method::PUT, &stage.host("web"), "/close", full(vec![b'x'; 1 << 20]));
+    let answer = ask(stage.proxy()?, put).await?;
+    ensure!(answer.status == 502, "{answer:?}");
+    let asked = webs.iter().flat_map(|web| web.app.seen()).filter(|seen| seen.target == "/close").count();
+    assert_eq!(asked, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_breaks_off_for_the_client_too() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let _webs = pods(&stage, &["one", "two"]).await?;
+    for path in ["/close-midway", "/reset-midway"] {
+        let mut one = Connection::http1(stage.proxy()?).await?;
+        let response = one.send(get(&stage.host("web"), path)).await?;
+        assert_eq!(response.status(), 200, "{path}");
+        let read = client::Answer::read(response).await;
+        ensure!(read.is_err(), "{path}: a part was passed off as the whole: {read:?}");
+        let two = Connection::http2(stage.proxy()?).await?.ask(get(&stage.host("web"), path)).await;
+        ensure!(two.is_err(), "{path} over HTTP/2: {two:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_that_never_answers_is_504_when_a_response_timeout_is_set() -> Result<()> {
+    let stage = Stage::standalone_with(|spec| spec.flag("response-timeout", "500ms")).await?;
+    let webs = pods(&stage, &["only"]).await?;
+    ask(stage.proxy()?, post(&stage.host("web"), "/never", "x")).await?.refused(504)?;
+    assert_eq!(webs[0].app.seen().iter().filter(|seen| seen.target == "/never").count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_that_is_no_http_is_502() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    stage.create_service(stage.service("web")).await?;
+    let garbage = Backend::scripted("garbage", async |mut stream| {
+        use tokio::io::AsyncWriteExt;
+        stream.write_all(b"220 mail.example.com ESMTP\r\n").await?;
+        Ok(())
+    })?;
+    let _web = stage.ready_with("web", "garbage", garbage).await?;
+    stage.until(&stage.host("web"), |answer| answer.status == 502).await?.refused(502)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_drained_pods_connections_are_not_used_again_and_those_in_flight_finish() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let webs = pods(&stage, &["leaving", "staying"]).await?;
+    let leaving = &webs[0];
+    let held: Vec<_> =
+        (0..20).map(|_| Ok(client::start(stage.proxy()?, get(&stage.host("web"), "/gate")))).collect::<Result<_>>()?;
+    eventually("all are asked", async || {
+        let asked: usize =
+            webs.iter().map(|web| web.app.seen().iter().filter(|seen| seen.target == "/gate").count()).sum();
+        Ok((asked == 20).then_some(()))
+    })
+    .await?;
+    ensure!(leaving.app.open_connections() > 0, "it has none: the case proves nothing");
+    leaving.pod.say(Kind::Draining).await?;
+    stage.wait("web", "leaving", "draining pushed").await?;
+    let before = leaving.app.requests();
+    for _ in 0..20 {
+        assert_eq!(stage.get("web", "/").await?.pod()?, "staying");
+    }
+    assert_eq!(leaving.app.requests(), before);
+    webs.iter().for_each(|web| web.app.open_gate(true));
+    for answer in held {
+        answer.await??.seen()?;
+    }
+    eventually("its connections are closed", async || Ok((leaving.app.open_connections() == 0).then_some(()))).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_held_for_a_pod_that_says_ready_too_early_is_answered_when_it_listens() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    stage.create_service(stage.service("web")).await?;
+    let app = Backend::at("early", nowhere());
+    let pod = stage.pod_at("web", "early", app.address().ip()).await?;
+    pod.introduce().await?;
+    stage.wait("web", "early", "not-ready pushed").await?;
+    let held = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
+    wait_held(stage.activator(), 1).await?;
+    pod.say(Kind::Ready).await?;
+    app.listen()?;
+    let answer = held.await??;
+    ensure!(answer.status == 200 || answer.status == 502, "{answer:?}");
+    stage.until(&stage.host("web"), |answer| answer.status == 200).await?;
+    Ok(())
+}

@@ -43,10 +43,10 @@ test: build control-plane ## All tests, those against a real API server included
 	$(CARGO) test $(PROFILE) --workspace
 
 soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECONDS=600
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test $(PROFILE) -p podlight-e2e --test soak -- --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test $(PROFILE) --workspace --test soak -- --nocapture
 
 simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
-	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) -p podlight-e2e --test simulation -- --nocapture
+	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) --workspace --test simulation -- --nocapture
 
 bench: build dist-sidecar control-plane ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
 	@$(BIN)/podlight-bench $(ROWS)

@@ -150,5 +150,19 @@ impl IntoResponse for Refused {
     }
 }
 
+/// Reads the query string and the headers of a request for the watch, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_query(query: &[u8], last_event_id: &[u8], authorization: &[u8]) {
+    let uri = [b"/v1/watch?", query].concat();
+    let Ok(uri) = http::Uri::try_from(uri) else { return };
+    let (id, token) = (HeaderValue::from_bytes(last_event_id), HeaderValue::from_bytes(authorization));
+    let named = [(header::HeaderName::from_static("last-event-id"), id), (header::AUTHORIZATION, token)];
+    let headers: HeaderMap = named.into_iter().filter_map(|(name, value)| Some((name, value.ok()?))).collect();
+    watch::fuzz_wanted(&uri, &headers);
+    if let Ok(token) = access::bearer(&headers) {
+        assert!(!token.is_empty() && authorization.ends_with(token.as_bytes()), "a token is what the header ends with");
+    }
+}
+
 #[cfg(test)]
 mod tests;

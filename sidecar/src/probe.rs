@@ -243,5 +243,17 @@ pub async fn run(
     }
 }
 
+/// What the grpc probe makes of a server that sends these bytes, for the fuzz target: whether it counts as serving.
+/// Whatever they are, it comes to an end.
+///
+/// # Panics
+/// When it does not within a minute.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_grpc(answer: &[u8]) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let asked = async { timeout(Duration::from_secs(60), grpc::ask_bytes(answer)).await };
+    runtime.block_on(asked).expect("a probe ends when its peer has")
+}
+
 #[cfg(test)]
 mod tests;

@@ -129,7 +129,7 @@ pub(super) fn undecided(description: &str) -> Refused {
 }
 
 /// The one bearer token of a request.
-fn bearer(headers: &HeaderMap) -> Result<&str, Refused> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<&str, Refused> {
     let missing = |what: &str| Refused::new(ErrorCode::AuthenticationFailed, what);
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or_else(|| missing("a bearer token is needed, for the audience podlight"))?;

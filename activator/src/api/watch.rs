@@ -44,6 +44,18 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// What the query string and the headers ask for. The header is what browsers resume with; it counts.
+    fn read(query: Result<Query<Self>, QueryRejection>, headers: &HeaderMap) -> Result<Self, Refused> {
+        let Query(mut wanted) = query.map_err(|e| Refused::new(ErrorCode::InvalidRequest, e.body_text()))?;
+        if wanted.service.is_some() && wanted.namespace.is_none() {
+            return Err(Refused::new(ErrorCode::InvalidRequest, "service needs namespace beside it"));
+        }
+        if let Some(id) = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()) {
+            wanted.last_event_id = Some(id.to_owned());
+        }
+        Ok(wanted)
+    }
+
     fn includes(&self, key: &GroupKey) -> bool {
         self.namespace.as_deref().is_none_or(|namespace| *namespace == *key.namespace)
             && self.service.as_deref().is_none_or(|service| *service == *key.service)
@@ -58,13 +70,7 @@ pub(super) async fn watch(
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     api.admit(&headers, uri.path()).await?;
-    let Query(mut wanted) = wanted.map_err(|e| Refused::new(ErrorCode::InvalidRequest, e.body_text()))?;
-    if wanted.service.is_some() && wanted.namespace.is_none() {
-        return Err(Refused::new(ErrorCode::InvalidRequest, "service needs namespace beside it"));
-    }
-    if let Some(id) = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()) {
-        wanted.last_event_id = Some(id.to_owned());
-    }
+    let wanted = Wanted::read(wanted, &headers)?;
     let permit = Arc::clone(&api.readers).try_acquire_owned();
     let permit = permit.map_err(|_| Refused::busy("too many readers watch"))?;
     let (pieces, body) = answer(permit);
@@ -204,4 +210,16 @@ impl Reader {
             }
         };
     }
+}
+
+/// Reads what a request asks for, for the fuzz target. A position that is understood is written as it was read, but for
+/// leading zeros and signs.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz_wanted(uri: &Uri, headers: &HeaderMap) {
+    let Ok(wanted) = Wanted::read(Query::try_from_uri(uri), headers) else { return };
+    assert!(wanted.service.is_none() || wanted.namespace.is_some(), "a service without namespace is refused");
+    let Some(position) = wanted.last_event_id.as_deref().and_then(Position::parse) else { return };
+    let written = position.to_string();
+    let again = Position::parse(&written).expect("what was written here");
+    assert_eq!((again.instance, again.change), (position.instance, position.change));
 }

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Failure;
@@ -23,6 +24,14 @@ const MAX_ANSWER_BYTES: usize = 1024;
 pub(super) async fn ask(to: SocketAddr, service: &str) -> Result<(), Failure> {
     let stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
+    ask_over(stream, to, service).await
+}
+
+async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    to: SocketAddr,
+    service: &str,
+) -> Result<(), Failure> {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let asked = async move {
         let response = sender.send_request(request(to, service)?).await?;
@@ -94,6 +103,28 @@ fn check_status(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
+/// Asks a server that sends these bytes whatever it is asked: whether it counts as serving.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) async fn ask_bytes(answer: &[u8]) -> bool {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// The empty message as the DATA frame that ends stream 1.
+    const REQUEST_END: &[u8] = &[0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let (mut asked, mut answers) = tokio::io::split(theirs);
+    let answer = async {
+        let mut request = Vec::new();
+        while !request.ends_with(REQUEST_END) && asked.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+        // Who is not heard out has said something wrong.
+        let _ = answers.write_all(answer).await;
+        let _ = answers.shutdown().await;
+        let _ = asked.read_to_end(&mut request).await;
+    };
+    let to = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (result, ()) = tokio::join!(ask_over(ours, to, ""), answer);
+    result.is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +139,16 @@ mod tests {
         assert_eq!(serving_status(&[0, 0, 0, 0, 0]), Some(0), "a default is not written");
         for bad in [&[][..], &[0, 0, 0, 0, 2, 8], &[1, 0, 0, 0, 2, 8, 1], &[0, 0, 0, 0, 2, 16, 1]] {
             assert_eq!(serving_status(bad), None, "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_counts_as_serving_only_when_it_says_so_to_the_end() {
+        let serving = include_bytes!("../../../e2e/fuzz/seeds/grpc_probe/serving");
+        assert!(ask_bytes(serving).await);
+        assert!(!ask_bytes(include_bytes!("../../../e2e/fuzz/seeds/grpc_probe/unimplemented")).await);
+        for end in 0..serving.len() {
+            assert!(!ask_bytes(&serving[..end]).await, "{end} of {} bytes", serving.len());
         }
     }
 }

@@ -251,7 +251,8 @@ pub async fn run(
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_grpc(answer: &[u8]) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    runtime.block_on(timeout(Duration::from_secs(60), grpc::fuzz(answer))).expect("a probe ends when its peer has")
+    let asked = async { timeout(Duration::from_secs(60), grpc::ask_bytes(answer)).await };
+    runtime.block_on(asked).expect("a probe ends when its peer has")
 }
 
 #[cfg(test)]

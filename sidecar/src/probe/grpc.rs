@@ -103,26 +103,26 @@ fn check_status(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-/// Asks a server that sends these bytes whatever it is asked, for the fuzz target: whether it counts as serving.
-#[cfg(feature = "fuzzing")]
-pub(super) async fn fuzz(answer: &[u8]) -> bool {
+/// Asks a server that sends these bytes whatever it is asked: whether it counts as serving.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) async fn ask_bytes(answer: &[u8]) -> bool {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+    /// The empty message as the DATA frame that ends stream 1.
+    const REQUEST_END: &[u8] = &[0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let (mut asked, mut answers) = tokio::io::split(theirs);
     let answer = async {
+        let mut request = Vec::new();
+        while !request.ends_with(REQUEST_END) && asked.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
         // Who is not heard out has said something wrong.
         let _ = answers.write_all(answer).await;
         let _ = answers.shutdown().await;
-        let _ = asked.read_to_end(&mut Vec::new()).await;
+        let _ = asked.read_to_end(&mut request).await;
     };
     let to = SocketAddr::from(([127, 0, 0, 1], 1));
-    let asked = ask_over(ours, to, "");
-    tokio::pin!(asked, answer);
-    tokio::select! {
-        result = &mut asked => result.is_ok(),
-        () = &mut answer => asked.await.is_ok(),
-    }
+    let (result, ()) = tokio::join!(ask_over(ours, to, ""), answer);
+    result.is_ok()
 }
 
 #[cfg(test)]
@@ -139,6 +139,16 @@ mod tests {
         assert_eq!(serving_status(&[0, 0, 0, 0, 0]), Some(0), "a default is not written");
         for bad in [&[][..], &[0, 0, 0, 0, 2, 8], &[1, 0, 0, 0, 2, 8, 1], &[0, 0, 0, 0, 2, 16, 1]] {
             assert_eq!(serving_status(bad), None, "{bad:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_counts_as_serving_only_when_it_says_so_to_the_end() {
+        let serving = include_bytes!("../../../e2e/fuzz/seeds/grpc_probe/serving");
+        assert!(ask_bytes(serving).await);
+        assert!(!ask_bytes(include_bytes!("../../../e2e/fuzz/seeds/grpc_probe/unimplemented")).await);
+        for end in 0..serving.len() {
+            assert!(!ask_bytes(&serving[..end]).await, "{end} of {} bytes", serving.len());
         }
     }
 }

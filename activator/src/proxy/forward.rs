@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::EXPECT;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -76,6 +76,8 @@ pub(super) struct Worker {
 struct Plan {
     target: Arc<Target>,
     settings: Arc<Settings>,
+    /// Whom it is for, until pods are told.
+    host: Option<HeaderValue>,
     /// The protocol to change to, and the client's side of it.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
     /// The client sends its body only once it is told to.
@@ -83,43 +85,55 @@ struct Plan {
 }
 
 impl Worker {
-    /// Answers a request.
-    pub(super) async fn answer(self: Arc<Self>, client: Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
+    /// Answers a request. Not an `async fn`, which would keep room for the request twice.
+    pub(super) fn answer(
+        self: Arc<Self>,
+        client: Arc<Client>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Answer>> + Send {
         let in_flight = client.connection.begin();
         let grpc = headers::is_grpc(request.headers());
-        let entry = self.access_log.then(|| Entry::new(&request));
+        let entry = self.access_log.then(|| Box::new(Entry::new(&request)));
         client.unanswered.store(request.version() == Version::HTTP_11, Ordering::Release);
-        let answered = self.forward(&client, request).await;
-        client.unanswered.store(false, Ordering::Release);
-        let response = answered.unwrap_or_else(|fault| {
-            self.meters.fault(&fault);
-            tracing::debug!(fault = fault.label(), %fault, "a request was not answered by a pod");
-            fault.response(grpc).map(Answer::whole)
-        });
-        if let Some(entry) = entry {
-            entry.write(&response);
+        let mut request = Some(request.map(Outgoing::new));
+        async move {
+            let answered = self.forward(&client, &mut request).await;
+            client.unanswered.store(false, Ordering::Release);
+            let response = answered.unwrap_or_else(|fault| {
+                self.meters.fault(&fault);
+                tracing::debug!(fault = fault.label(), %fault, "a request was not answered by a pod");
+                fault.response(grpc).map(Answer::whole)
+            });
+            if let Some(entry) = entry {
+                entry.write(&response);
+            }
+            response.map(|answer| answer.during(in_flight))
         }
-        response.map(|answer| answer.during(in_flight))
     }
 
     async fn forward(
         self: &Arc<Self>,
         client: &Arc<Client>,
-        mut request: Request<Incoming>,
+        request: &mut Option<Request<Outgoing>>,
     ) -> Result<Response<Answer>, Fault> {
-        let mut plan = self.plan(client, &mut request)?;
+        let mut plan = match request {
+            Some(request) => self.plan(request)?,
+            None => return Err(Fault::Gone),
+        };
         let deadline = tokio::time::Instant::now() + plan.settings.hold_timeout;
-        let mut request = request.map(Outgoing::new);
         let mut tried: Vec<BackendId> = Vec::new();
         loop {
             let lease = plan.target.admit(&tried, deadline).await?;
+            // Not before: a held request's headers are not to grow.
+            if let (Some(request), Some(host)) = (request.as_mut(), plan.host.take()) {
+                client.forwarding.apply(request.headers_mut(), host);
+            }
             let backend = *lease.backend().id();
             match self.attempt(client, &mut plan, lease, request).await {
                 Ok(response) => return Ok(response),
-                Err(Failure { again: Some(again), retry, .. }) if tried.len() + 1 < TRIES => {
+                Err(Failure { retry, .. }) if request.is_some() && tried.len() + 1 < TRIES => {
                     self.meters.retried(retry);
                     tried.push(backend);
-                    request = *again;
                 }
                 Err(Failure { fault, .. }) => return Err(fault),
             }
@@ -127,14 +141,14 @@ impl Worker {
     }
 
     /// Decides where a request goes, and makes its headers those of the proxy.
-    fn plan(&self, client: &Client, request: &mut Request<Incoming>) -> Result<Plan, Fault> {
+    fn plan(&self, request: &mut Request<Outgoing>) -> Result<Plan, Fault> {
         if request.method() == Method::CONNECT {
             return Err(Fault::Connect);
         }
         let host = headers::host(request)?;
         let target = self.routes.find(host)?;
         let settings = target.settings();
-        let bodiless = request.body().is_end_stream();
+        let bodiless = request.body().is_empty();
         if !bodiless && headers::has_several_lengths(request.headers()) {
             return Err(Fault::Malformed("several Content-Length"));
         }
@@ -143,80 +157,73 @@ impl Worker {
         let host = headers::host_value(request);
         let headers = request.headers_mut();
         headers::strip_hop_by_hop(headers);
-        client.forwarding.apply(headers, host);
         let expects = !bodiless && headers.contains_key(EXPECT);
         let upgrade = protocol.map(|protocol| {
             headers::set_upgrade(request.headers_mut(), protocol.clone());
             (protocol, hyper::upgrade::on(request))
         });
-        Ok(Plan { target, settings, upgrade, expects })
+        Ok(Plan { target, settings, host: Some(host), upgrade, expects })
     }
 
-    /// Tries one backend.
+    /// Tries one backend. The request is there again afterwards if it may be sent to another.
     async fn attempt(
         self: &Arc<Self>,
         client: &Arc<Client>,
         plan: &mut Plan,
         lease: Lease,
-        mut request: Request<Outgoing>,
+        request: &mut Option<Request<Outgoing>>,
     ) -> Result<Response<Answer>, Failure> {
-        let key = self.key(plan, &lease)?;
-        let resendable = exchange::is_resendable(&request);
+        let key = self.key(plan, &lease).map_err(|why| unverifiable(why, request))?;
+        let resendable = request.as_ref().is_some_and(exchange::is_resendable);
         let within = if resendable { Duration::MAX } else { SURELY_OPEN };
         let mut reused = lease.backend().pool(self.index).reuse(&key, within);
         loop {
             let was_there = reused.is_some();
-            let link = match reused.take() {
+            let mut link = match reused.take() {
                 Some(link) => {
                     self.meters.reused();
                     link
                 }
-                None => match self.open(&lease, &key, plan.settings.protocol).await {
+                // Rare, and large: apart from what every request waits with.
+                None => match Box::pin(self.open(&lease, &key, plan.settings.protocol)).await {
                     Ok(link) => link,
-                    Err(error) => return Err(not_opened(&lease, error, request)),
+                    Err(error) => return Err(not_opened(&lease, &error)),
                 },
             };
-            let head = Head::of(&request);
+            let head = request.as_ref().and_then(Head::of);
             let begun = Instant::now();
-            match self.exchange(link, request, plan).await {
-                Ok((response, carrier)) => {
+            let lost = match self.exchange(&mut link, request, plan).await {
+                Ok((response, keeper)) => {
                     lease.answered();
                     self.meters.answered(response.status(), lease.way(), begun.elapsed());
-                    return self.pass_on(client, plan, lease, response, carrier);
+                    return self.pass_on(client, plan, lease, response, Carrier { link, keeper });
                 }
-                Err(lost) => {
-                    let unsent = lost.unsent.is_some();
-                    let again = lost
-                        .unsent
-                        .map(|request| *request)
-                        .or_else(|| head.filter(|_| lost.unprocessed || resendable).map(Head::request));
-                    match again {
-                        // Its other end had been closed: that says nothing about the backend.
-                        Some(again) if was_there => {
-                            self.meters.retried(Retry::Stale);
-                            request = again;
-                        }
-                        again => {
-                            if unsent {
-                                lease.refused();
-                            }
-                            return Err(Failure::new(lost.fault, again, Retry::Reset));
-                        }
-                    }
-                }
+                Err(lost) => lost,
+            };
+            let unsent = request.is_some();
+            if !unsent && (resendable || lost.unprocessed) {
+                *request = head.map(Head::request);
             }
+            if was_there && request.is_some() {
+                // Its other end had been closed: that says nothing about the backend.
+                self.meters.retried(Retry::Stale);
+                continue;
+            }
+            if unsent {
+                lease.refused();
+            }
+            return Err(Failure { fault: lost.fault, retry: Retry::Reset });
         }
     }
 
     /// What a connection for this request must be good for.
-    fn key(&self, plan: &Plan, lease: &Lease) -> Result<Key, Failure> {
+    fn key(&self, plan: &Plan, lease: &Lease) -> Result<Key, String> {
         let tls = plan.settings.tls.as_ref();
         let name = tls.map(|tls| {
             let namespace = &plan.target.key().namespace;
             self.trust.name(namespace, &tls.server_name, tls.ca_secret.as_ref(), plan.upgrade.is_some())
         });
-        let name = name.transpose().map_err(|why| Failure::new(Fault::Tls(why), None, Retry::Connect))?;
-        Ok(Key { address: lease.address(), name })
+        Ok(Key { address: lease.address(), name: name.transpose()? })
     }
 
     /// Opens a connection. One of HTTP/2 is opened for all who wait for it.
@@ -276,7 +283,7 @@ impl Worker {
         match (response.status(), protocol) {
             (StatusCode::SWITCHING_PROTOCOLS, protocol) => {
                 let (Some((asked, theirs)), true) = (plan.upgrade.take(), carrier.is_http1()) else {
-                    return Err(Failure::new(Fault::Protocol, None, Retry::Reset));
+                    return Err(Failure { fault: Fault::Protocol, retry: Retry::Reset });
                 };
                 headers::set_upgrade(response.headers_mut(), protocol.unwrap_or(asked));
                 let tunnel = Tunnel::new(client, theirs, hyper::upgrade::on(&mut response), lease, &self.meters);
@@ -293,10 +300,16 @@ impl Worker {
     }
 }
 
+/// There is nothing to verify a backend with; there will not be for another.
+fn unverifiable(why: String, request: &mut Option<Request<Outgoing>>) -> Failure {
+    *request = None;
+    Failure { fault: Fault::Tls(why), retry: Retry::Tls }
+}
+
 /// A connection was not opened: nothing was sent.
-fn not_opened(lease: &Lease, error: ConnectError, request: Request<Outgoing>) -> Failure {
-    tracing::debug!(address = %lease.address(), error = &error as &dyn std::error::Error, "no connection to a backend");
-    let (fault, retry) = match &error {
+fn not_opened(lease: &Lease, error: &ConnectError) -> Failure {
+    tracing::debug!(address = %lease.address(), error = error as &dyn std::error::Error, "no connection to a backend");
+    let (fault, retry) = match error {
         ConnectError::TimedOut => {
             lease.timed_out();
             (Fault::ConnectTimeout, Retry::ConnectTimeout)
@@ -311,5 +324,20 @@ fn not_opened(lease: &Lease, error: ConnectError, request: Request<Outgoing>) ->
         }
         ConnectError::Others => (Fault::Refused, Retry::Connect),
     };
-    Failure::new(fault, Some(request), retry)
+    Failure { fault, retry }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_takes_little_memory() {
+        let request = size(Worker::answer);
+        assert!(request <= 2048, "{request} bytes");
+    }
 }

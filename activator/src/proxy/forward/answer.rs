@@ -11,18 +11,20 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::Worker;
 use super::outgoing::Keeper;
 use crate::proxy::target::Lease;
-use crate::proxy::upstream::{Http1, Http2};
+use crate::proxy::upstream::Link;
 use crate::server::connections::InFlight;
 
 /// The connection that an answer comes on.
-pub(super) enum Carrier {
-    Http1(Http1, Option<Keeper>),
-    Http2(#[expect(dead_code, reason = "counts as one of the connection's requests until it is dropped")] Http2),
+pub(super) struct Carrier {
+    /// As one of HTTP/2 it counts as one of the connection's requests until it is dropped.
+    pub(super) link: Link,
+    /// Whoever has the request's body wait, where it was not asked for: then the connection is not used again.
+    pub(super) keeper: Option<Keeper>,
 }
 
 impl Carrier {
     pub(super) fn is_http1(&self) -> bool {
-        matches!(self, Self::Http1(..))
+        matches!(self.link, Link::Http1(_))
     }
 }
 
@@ -41,7 +43,7 @@ enum Source {
 /// The body of an answer.
 pub(in crate::proxy) struct Answer {
     source: Source,
-    used: Option<Used>,
+    used: Option<Box<Used>>,
     in_flight: Option<InFlight>,
 }
 
@@ -53,7 +55,7 @@ impl Answer {
 
     /// A pod's.
     pub(super) fn streamed(body: Incoming, worker: &Arc<Worker>, lease: Lease, carrier: Carrier) -> Self {
-        let used = Some(Used { worker: Arc::clone(worker), lease, carrier });
+        let used = Some(Box::new(Used { worker: Arc::clone(worker), lease, carrier }));
         Self { source: Source::Streamed(body), used, in_flight: None }
     }
 
@@ -65,8 +67,9 @@ impl Answer {
 
     /// All of it has come.
     fn finish(&mut self) {
-        let Some(Used { worker, lease, carrier }) = self.used.take() else { return };
-        if let Carrier::Http1(link, None) = carrier {
+        let Some(used) = self.used.take() else { return };
+        let Used { worker, lease, carrier } = *used;
+        if let Carrier { link: Link::Http1(link), keeper: None } = carrier {
             worker.give_back(&lease, link);
         }
     }

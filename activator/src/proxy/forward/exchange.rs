@@ -2,43 +2,34 @@
 
 use std::error::Error as _;
 
+use futures::future::Either;
 use http::header::EXPECT;
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 
-use super::answer::Carrier;
 use super::meters::Retry;
-use super::outgoing::Outgoing;
+use super::outgoing::{Keeper, Outgoing};
 use super::{Plan, Worker};
 use crate::proxy::fault::Fault;
 use crate::proxy::headers;
-use crate::proxy::upstream::{Http1, Http2, Link};
+use crate::proxy::upstream::Link;
 
 /// Why a backend did not answer a request.
 pub(super) struct Failure {
     pub(super) fault: Fault,
-    /// The request, where it may be sent to another one.
-    pub(super) again: Option<Box<Request<Outgoing>>>,
-    /// What it would be sent again for.
+    /// What the request would be sent again for.
     pub(super) retry: Retry,
-}
-
-impl Failure {
-    pub(super) fn new(fault: Fault, again: Option<Request<Outgoing>>, retry: Retry) -> Self {
-        Self { fault, again: again.map(Box::new), retry }
-    }
 }
 
 /// An exchange that ended before an answer began.
 pub(super) struct Lost {
     pub(super) fault: Fault,
-    /// The request, where none of it was sent.
-    pub(super) unsent: Option<Box<Request<Outgoing>>>,
     /// The backend says that it did nothing for it.
     pub(super) unprocessed: bool,
 }
+
+type Begun = (Response<Incoming>, Option<Keeper>);
 
 /// A request without its body, as it was before it was sent.
 pub(super) struct Head {
@@ -76,51 +67,43 @@ pub(super) fn is_resendable(request: &Request<Outgoing>) -> bool {
 }
 
 impl Worker {
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer. The request is there again if none of it was sent.
     pub(super) async fn exchange(
         &self,
-        link: Link,
-        request: Request<Outgoing>,
+        link: &mut Link,
+        request: &mut Option<Request<Outgoing>>,
         plan: &Plan,
-    ) -> Result<(Response<Incoming>, Carrier), Lost> {
-        let exchange = async {
-            match link {
-                Link::Http1(link) => over_http1(link, request, plan).await,
-                Link::Http2(link) => over_http2(link, request).await,
-            }
-        };
-        let Some(patience) = self.response_timeout else { return exchange.await };
-        let timed_out = |_| Err(Lost { fault: Fault::ResponseTimeout, unsent: None, unprocessed: false });
-        tokio::time::timeout(patience, exchange).await.unwrap_or_else(timed_out)
+    ) -> Result<Begun, Lost> {
+        let Some(patience) = self.response_timeout else { return send(link, request, plan).await };
+        let timed_out = |_| Err(Lost { fault: Fault::ResponseTimeout, unprocessed: false });
+        tokio::time::timeout(patience, Box::pin(send(link, request, plan))).await.unwrap_or_else(timed_out)
     }
 }
 
-async fn over_http1(
-    mut link: Http1,
-    mut request: Request<Outgoing>,
-    plan: &Plan,
-) -> Result<(Response<Incoming>, Carrier), Lost> {
-    headers::into_http1(&mut request);
-    let keeper = if plan.expects { Outgoing::gate(&mut request) } else { None };
-    match link.sender.try_send_request(request).await {
-        Ok(response) => Ok((response, Carrier::Http1(link, keeper.and_then(super::outgoing::Keeper::answered)))),
-        Err(error) => Err(lost(error)),
+async fn send(link: &mut Link, unsent: &mut Option<Request<Outgoing>>, plan: &Plan) -> Result<Begun, Lost> {
+    let Some(mut request) = unsent.take() else { return Err(Lost { fault: Fault::Reset, unprocessed: false }) };
+    let (answer, keeper) = match link {
+        Link::Http1(link) => {
+            headers::into_http1(&mut request);
+            let keeper = if plan.expects { Outgoing::gate(&mut request) } else { None };
+            (Either::Left(link.sender.try_send_request(request)), keeper)
+        }
+        Link::Http2(link) => {
+            headers::into_http2(&mut request, if link.is_tls() { Scheme::HTTPS } else { Scheme::HTTP });
+            request.headers_mut().remove(EXPECT);
+            (Either::Right(link.sender.try_send_request(request)), None)
+        }
+    };
+    match answer.await {
+        Ok(response) => Ok((response, keeper.and_then(Keeper::answered))),
+        Err(mut error) => {
+            *unsent = error.take_message();
+            Err(lost(&error.into_error()))
+        }
     }
 }
 
-async fn over_http2(mut link: Http2, mut request: Request<Outgoing>) -> Result<(Response<Incoming>, Carrier), Lost> {
-    let scheme = if link.is_tls() { Scheme::HTTPS } else { Scheme::HTTP };
-    headers::into_http2(&mut request, scheme);
-    request.headers_mut().remove(EXPECT);
-    match link.sender.try_send_request(request).await {
-        Ok(response) => Ok((response, Carrier::Http2(link))),
-        Err(error) => Err(lost(error)),
-    }
-}
-
-fn lost(mut error: TrySendError<Request<Outgoing>>) -> Lost {
-    let unsent = error.take_message().map(Box::new);
-    let error = error.into_error();
+fn lost(error: &hyper::Error) -> Lost {
     let fault = if error.is_user() {
         Fault::Body
     } else if error.is_parse() {
@@ -128,7 +111,7 @@ fn lost(mut error: TrySendError<Request<Outgoing>>) -> Lost {
     } else {
         Fault::Reset
     };
-    Lost { fault, unsent, unprocessed: was_unprocessed(&error) }
+    Lost { fault, unprocessed: was_unprocessed(error) }
 }
 
 /// Whether a backend said that it had not begun with a request (RFC 9113 §8.7).

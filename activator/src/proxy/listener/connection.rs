@@ -69,7 +69,10 @@ impl Context {
     async fn begin(&self, socket: Socket, client: &Arc<Client>) {
         let beginning = async {
             match &self.tls {
-                Some(tls) => self.shake(TlsAcceptor::from(tls.current()), socket.clone()).await.map(Begun::Tls),
+                Some(tls) => {
+                    let acceptor = TlsAcceptor::from(tls.current());
+                    Box::pin(self.shake(acceptor, socket.clone())).await.map(Begun::Tls)
+                }
                 None => self.first_bytes(socket.clone()).await.map(|(version, ahead)| Begun::Clear(version, ahead)),
             }
         };
@@ -143,23 +146,25 @@ impl Context {
         };
         macro_rules! until_the_end {
             ($serving:expr) => {{
-                let serving = $serving;
-                tokio::pin!(serving);
+                let mut serving = $serving;
                 tokio::select! {
                     biased;
-                    result = serving.as_mut() => result,
+                    result = std::pin::Pin::new(&mut serving) => result,
                     () = asked_to_end => {
-                        serving.as_mut().graceful_shutdown();
+                        std::pin::Pin::new(&mut serving).graceful_shutdown();
                         serving.await
                     }
                 }
             }};
         }
+        let stream = TokioIo::new(stream);
+        // Boxed: what a connection of HTTP/1.1 takes is not to be as much as what one of HTTP/2 does.
         let result = match version {
-            Version::Http1 => {
-                until_the_end!(self.http1.serve_connection(TokioIo::new(stream), service).with_upgrades())
+            Version::Http1 => until_the_end!(self.http1.serve_connection(stream, service).with_upgrades()),
+            Version::Http2 => {
+                let serving = self.http2.serve_connection(stream, service);
+                Box::pin(async move { until_the_end!(serving) }).await
             }
-            Version::Http2 => until_the_end!(self.http2.serve_connection(TokioIo::new(stream), service)),
         };
         if let Err(error) = result {
             tracing::trace!(%error, "a connection ended early");
@@ -196,4 +201,19 @@ fn version(bytes: &[u8]) -> Option<Version> {
         return Some(Version::Http2);
     }
     (!HTTP2_PREFACE.starts_with(bytes)).then_some(Version::Http1)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_takes_little_memory() {
+        let task = size(serve);
+        assert!(task <= 3072, "{task} bytes");
+    }
 }

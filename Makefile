@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 100000
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane run demo test simulate bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane browser run demo test simulate bench fuzz lint deny advisories fmt image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,13 +29,16 @@ dist-sidecar:
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
 	@e2e/cluster/build.sh
 
+browser: ## Install Chromium (Debian's package) where there is none
+	@e2e/chromium.sh
+
 run: build ## Run an activator in standalone mode: make run ARGS="--cluster-from …"
 	$(BIN)/podlight-activator $(ARGS)
 
 demo: build ## Show the whole way of an event with real processes: no cluster, no Go, no root (DEMO_EXIT=1 ends it)
 	@$(BIN)/podlight-demo
 
-test: build control-plane ## All tests, those against a real API server included
+test: build control-plane browser ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
 
 simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7

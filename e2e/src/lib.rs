@@ -12,6 +12,7 @@ pub mod activator;
 pub mod api;
 pub mod app;
 pub mod bench;
+pub mod browser;
 pub mod control_plane;
 pub mod demo;
 pub mod eventually;

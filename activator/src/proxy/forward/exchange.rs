@@ -90,8 +90,10 @@ impl Worker {
             }
         };
         let Some(patience) = self.response_timeout else { return exchange.await };
-        let timed_out = |_| Err(Lost { fault: Fault::ResponseTimeout, unsent: None, unprocessed: false });
-        tokio::time::timeout(patience, exchange).await.unwrap_or_else(timed_out)
+        match tokio::time::timeout(patience, exchange).await {
+            Ok(ended) => ended,
+            Err(_) => Err(Lost { fault: Fault::ResponseTimeout, unsent: None, unprocessed: false }),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ SEEDS ?= 100000
 SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane run demo test simulate peers soak bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane browser run demo test simulate peers soak bench fuzz lint deny advisories fmt image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ dist-sidecar:
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
 	@e2e/cluster/build.sh
 
+browser: ## Install Chromium (Debian's package) where there is none
+	@e2e/chromium.sh
+
 run: build ## Run an activator in standalone mode: make run ARGS="--cluster-from …"
 	$(BIN)/podlight-activator $(ARGS)
 
@@ -39,7 +42,7 @@ demo: build ## Show the whole way of an event with real processes: no cluster, n
 peers: ## Install nginx, HAProxy, h2load and curl, which figures and tests stand beside (Debian, as root)
 	@e2e/peers.sh
 
-test: build control-plane ## All tests, those against a real API server included
+test: build control-plane browser peers ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
 
 soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECONDS=600
@@ -48,7 +51,7 @@ soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECOND
 simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
 	SEEDS=$(SEEDS) $(if $(SEED),SEED=$(SEED)) $(CARGO) test $(PROFILE) --workspace --test simulation -- --nocapture
 
-bench: build dist-sidecar control-plane ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
+bench: build dist-sidecar control-plane peers ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
 	@$(BIN)/podlight-bench $(ROWS)
 
 fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each

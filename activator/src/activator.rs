@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
-use crate::admin::{Admin, Readiness};
+use crate::admin::{Admin, PageConfig, Readiness, Requests};
 use crate::api::{self, ApiConfig};
 use crate::cluster::token::{IssuerKey, TokenError};
 use crate::cluster::{self, Api, ConnectError, Health, Pods, StandaloneConfig, WatchConfig, spawn_standalone};
@@ -106,21 +106,23 @@ pub async fn run(
         owner::spawn(Table::new(config.ingest.pacing), clock, TABLE_MESSAGES + config.ingest.max_in_flight);
     let (api, pods, health, watches) = source.spawn(&config, &shutdown, table.clone());
     let readiness = Readiness::new(health.clone());
-    let (admin_trigger, admin_shutdown) = Shutdown::new();
-    let admin = Admin::start(admin_listener, readiness.clone(), metrics, admin_shutdown).map_err(RunError::Admin)?;
-
     let ingest = Ingest::new(config.ingest.clone(), api.clone(), pods, health.clone(), table, clock);
     let mut parts = Parts::default();
-    let proxy = match &config.requests {
-        Some(requests) => {
-            let read =
-                Read { api: api.clone(), health: health.clone(), groups: groups.clone(), feed: feed.clone(), clock };
-            Some(start_proxy(requests, read, &mut parts)?)
-        }
-        None => None,
+    let read = Read { api, health: health.clone(), groups, feed, clock };
+    let (proxy, requests) = match &config.requests {
+        Some(requests) => Some(start_proxy(requests, read.clone(), &mut parts)?).unzip(),
+        None => (None, None),
     };
-    let router =
-        router(&config, &ingest, Read { api, health: health.clone(), groups, feed, clock }, &instance, &shutdown);
+    let (admin_trigger, admin_shutdown) = Shutdown::new();
+    let page = config.status_page.then(|| PageConfig {
+        replica: config.ingest.replica.clone(),
+        groups: read.groups.clone(),
+        requests,
+        clock,
+    });
+    let admin =
+        Admin::start(admin_listener, readiness.clone(), metrics, page, admin_shutdown).map_err(RunError::Admin)?;
+    let router = router(&config, &ingest, read, &instance, &shutdown);
     parts.add("the table", owner);
     watches.into_iter().for_each(|watch| parts.add("a watch", watch));
     parts.add_endless("warming up", warm_up(Arc::clone(&ingest), health, readiness.clone()));
@@ -179,12 +181,13 @@ async fn end(
 }
 
 /// Starts taking requests. Before the cluster has been listed, a host that nobody has is answered 503, not 404.
-fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<Proxy, RunError> {
+fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<(Proxy, Requests), RunError> {
     let Read { api, health, groups, feed, .. } = read;
     let asked = Arc::new(api.clone());
-    let Following { routes, follower, waker, .. } =
+    let Following { routes, hub, follower, waker } =
         follow::spawn(&config.follow, groups, feed, Arc::clone(&asked) as Arc<dyn Scaler>, asked);
     let proxy = Proxy::start(config.proxy.clone(), routes.clone())?;
+    let requests = Requests { routes: routes.clone(), hub };
     parts.add_task("following the table", follower);
     parts.add_task("waking targets", waker);
     parts.add_endless("following Secrets", follow_secrets(api, routes.clone(), Arc::clone(proxy.trust())));
@@ -193,7 +196,7 @@ fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<
         routes.complete();
         std::future::pending().await
     });
-    Ok(proxy)
+    Ok((proxy, requests))
 }
 
 fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
@@ -267,7 +270,8 @@ impl Source {
     }
 }
 
-/// What the query API reads.
+/// What the query API and the request path read.
+#[derive(Clone)]
 struct Read {
     api: Api,
     health: Health,

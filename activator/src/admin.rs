@@ -1,5 +1,6 @@
-//! The admin port: metrics and probes, on a thread and runtime of their own, so that a busy data path cannot make
-//! a healthy process look dead. Plain HTTP: it tells sizes and rates, no names of pods, and nothing can be changed by it.
+//! The admin port: metrics, probes and the status page, on a thread and runtime of their own, so that a busy data path
+//! cannot make a healthy process look dead. Plain HTTP without authentication, and nothing can be changed by it. Metrics
+//! and probes tell sizes and rates, no names; the status page tells those of pods and Services, and may be left out.
 
 use std::io;
 use std::sync::Arc;
@@ -14,6 +15,10 @@ use axum::routing::get;
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+
+mod page;
+
+pub use page::{PageConfig, Requests};
 
 use crate::cluster::Health;
 use crate::server::{Limits, Server, Shutdown, Timeouts, with_fallbacks};
@@ -81,7 +86,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Serves on a listener that is bound already, until the end begins.
+    /// Serves on a listener that is bound already, until the end begins. There is a status page when `page` says what it
+    /// shows.
     ///
     /// # Errors
     /// When there is no thread to be had.
@@ -89,13 +95,14 @@ impl Admin {
         listener: TcpListener,
         readiness: Readiness,
         metrics: PrometheusHandle,
+        page: Option<PageConfig>,
         shutdown: Shutdown,
     ) -> io::Result<Self> {
         // A listener belongs to the runtime it was made in.
         let listener = listener.into_std()?;
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(serve(listener, readiness, metrics, shutdown))
+            runtime.block_on(serve(listener, readiness, metrics, page, shutdown))
         };
         Ok(Self { thread: std::thread::Builder::new().name("admin".to_owned()).spawn(run)? })
     }
@@ -113,6 +120,7 @@ async fn serve(
     listener: std::net::TcpListener,
     readiness: Readiness,
     metrics: PrometheusHandle,
+    page: Option<PageConfig>,
     shutdown: Shutdown,
 ) -> io::Result<()> {
     let limits = Limits {
@@ -131,19 +139,22 @@ async fn serve(
             }
         })
     };
-    let router = router(readiness, metrics);
+    let router = router(readiness, metrics, page, &shutdown);
     let listener = TcpListener::from_std(listener)?;
     Server { name: "admin", listener, tls: None, router, limits }.serve(shutdown).await;
     upkeep.abort();
     Ok(())
 }
 
-fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
+fn router(readiness: Readiness, metrics: PrometheusHandle, page: Option<PageConfig>, shutdown: &Shutdown) -> Router {
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(ready).with_state(readiness))
-        .route("/metrics", get(render).with_state(metrics));
-    with_fallbacks(router)
+        .route("/readyz", get(ready).with_state(readiness.clone()))
+        .route("/metrics", get(render).with_state(metrics.clone()));
+    with_fallbacks(match page {
+        Some(page) => router.merge(page::router(page, readiness, metrics, shutdown.clone())),
+        None => router,
+    })
 }
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
@@ -169,7 +180,8 @@ mod tests {
     async fn get(readiness: &Readiness, path: &str) -> (StatusCode, String) {
         let metrics = PrometheusBuilder::new().build_recorder().handle();
         let request = Request::get(path).body(Body::empty()).expect("a request");
-        let answer = router(readiness.clone(), metrics).oneshot(request).await.expect("infallible");
+        let (_trigger, shutdown) = Shutdown::new();
+        let answer = router(readiness.clone(), metrics, None, &shutdown).oneshot(request).await.expect("infallible");
         let status = answer.status();
         let body = answer.into_body().collect().await.expect("a body").to_bytes();
         (status, String::from_utf8_lossy(&body).into_owned())
@@ -197,12 +209,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_page_can_be_left_out() {
+        let readiness = Readiness::new(Health::local());
+        for path in ["/", "/status", "/status/events", "/status/page.js", "/status/page.css"] {
+            assert_eq!(get(&readiness, path).await.0, StatusCode::NOT_FOUND, "{path}");
+        }
+    }
+
+    #[tokio::test]
     async fn serves_on_its_own_thread_until_told() {
         let listener = crate::server::bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
         let address = listener.local_addr().expect("bound");
         let (trigger, shutdown) = Shutdown::new();
         let metrics = PrometheusBuilder::new().build_recorder().handle();
-        let admin = Admin::start(listener, Readiness::new(Health::local()), metrics, shutdown).expect("starts");
+        let admin = Admin::start(listener, Readiness::new(Health::local()), metrics, None, shutdown).expect("starts");
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().expect("builds");
         let answer = client.get(format!("http://{address}/metrics")).send().await.expect("an answer");

@@ -18,7 +18,6 @@ use crate::table::owner::Clock;
 use crate::table::snapshot::{Feed, Groups};
 
 mod access;
-mod paced;
 mod query;
 mod view;
 mod watch;

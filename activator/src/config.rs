@@ -99,6 +99,9 @@ pub struct RunArgs {
     /// Where metrics and probes are served, as plain HTTP.
     #[arg(long, env = "PODLIGHT_ADMIN_LISTEN", default_value = ADMIN_LISTEN)]
     admin_listen: String,
+    /// Whether the admin port shows a page with the names of Services, hosts and pods, to whoever asks: on or off.
+    #[arg(long, env = "PODLIGHT_STATUS_PAGE", default_value = "on")]
+    status_page: String,
     /// Certificate chain as PEM, read again when it changes.
     #[arg(long, env = "PODLIGHT_TLS_CERT")]
     tls_cert: Option<PathBuf>,
@@ -287,7 +290,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where metrics and probes are served.
     pub admin_listen: SocketAddr,
-    /// How the former is secured.
+    /// Whether the status page is served there.
+    pub status_page: bool,
+    /// How events and queries are secured.
     pub tls: TlsConfig,
     /// Where the cluster is.
     pub cluster: ClusterConfig,
@@ -353,6 +358,7 @@ impl RunArgs {
     fn check(&self, faults: &mut Faults) -> Option<Config> {
         let listen = faults.note("listen", parsed(&self.listen, "must be <ip>:<port>"));
         let admin_listen = faults.note("admin-listen", parsed(&self.admin_listen, "must be <ip>:<port>"));
+        let status_page = faults.note("status-page", on_or_off(&self.status_page));
         let tls = self.tls(faults);
         let cluster = self.cluster(faults);
         let revision_labels = self.revision_labels(faults);
@@ -370,6 +376,7 @@ impl RunArgs {
         Some(Config {
             listen: listen?,
             admin_listen: admin_listen?,
+            status_page: status_page?,
             tls: tls?,
             cluster: cluster?,
             revision_labels,
@@ -559,6 +566,14 @@ impl TryFrom<TokenArgs> for TokenConfig {
 
 fn parsed<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{text:?} {otherwise}"))
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text:?} must be on or off")),
+    }
 }
 
 /// A whole number of at least one.

@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub(crate) mod connections;
 mod head;
+pub(crate) mod paced;
 mod service;
 pub(crate) mod stream;
 pub mod tls;

@@ -13,6 +13,7 @@ pub mod api;
 pub mod app;
 pub mod backend;
 pub mod bench;
+pub mod browser;
 pub mod control_plane;
 pub mod demo;
 pub mod eventually;

@@ -10,9 +10,9 @@ use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, Uri, header};
 use podlight_proto::ErrorCode;
 
-use super::paced::{Cut, Pieces, answer};
 use super::view::{TargetView, sorted_endpoints};
 use super::{ApiState, Refused};
+use crate::server::paced::{Cut, Pieces, answer};
 use crate::table::group::{Endpoint, GroupKey, GroupSnapshot};
 
 /// Endpoints that are written at once.

@@ -16,10 +16,10 @@ use podlight_proto::ErrorCode;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::paced::{Cut, Pieces, answer};
 use super::query::BATCH;
 use super::view::{EndpointEvent, EndpointName, EndpointView, Position, TargetName, TargetView, sorted_endpoints};
 use super::{ApiState, Refused};
+use crate::server::paced::{Cut, Pieces, answer};
 use crate::table::group::GroupKey;
 use crate::table::snapshot::{FeedItem, FeedWhat};
 

@@ -14,6 +14,7 @@ fn faults(args: &[&str]) -> Vec<String> {
 fn defaults_are_valid_by_their_own_rules() {
     let config = config(&["--plaintext"]).expect("valid");
     assert_eq!(config.listen.port(), 8443);
+    assert!(config.status_page);
     assert_eq!(config.ingest.auth, AuthMode::Hybrid);
     assert_eq!(config.ingest.replica, "host");
     assert_eq!((config.ingest.rate, config.ingest.source_rate), (IngestConfig::RATE, IngestConfig::SOURCE_RATE));
@@ -91,6 +92,8 @@ fn every_fault_is_told_at_once() {
         "0s",
         "--body-timeout",
         "1",
+        "--status-page",
+        "yes",
     ]);
     let flags: Vec<&str> = told.iter().filter_map(|fault| fault.split_once(':')).map(|(flag, _)| flag).collect();
     assert_eq!(
@@ -98,6 +101,7 @@ fn every_fault_is_told_at_once() {
         [
             "--listen",
             "--admin-listen",
+            "--status-page",
             "--tls-name",
             "--tls-key",
             "--issuer-key",

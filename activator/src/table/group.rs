@@ -320,6 +320,11 @@ impl GroupSnapshot {
         self.composition.members.values().map(|member| self.endpoint_of(member))
     }
 
+    /// How many endpoints there are.
+    pub fn endpoint_count(&self) -> usize {
+        self.composition.members.len()
+    }
+
     /// The endpoint that goes by `id`.
     pub fn endpoint(&self, id: &EndpointId) -> Option<Endpoint> {
         self.composition.members.get(id).map(|member| self.endpoint_of(member))

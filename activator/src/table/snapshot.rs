@@ -35,6 +35,11 @@ impl Groups {
     pub fn all(&self) -> Vec<Arc<GroupSnapshot>> {
         self.by_key.load().values().map(|group| group.load_full()).collect()
     }
+
+    /// How many Services there are.
+    pub fn count(&self) -> usize {
+        self.by_key.load().len()
+    }
 }
 
 /// One entry of the log.

@@ -12,14 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 const PIECES: usize = 4;
 
 /// When a piece is large enough to be sent.
-pub(super) const PIECE_BYTES: usize = 32 * 1024;
+pub(crate) const PIECE_BYTES: usize = 32 * 1024;
 
 /// How long a reader may take no piece.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an answer ended before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Cut {
+pub(crate) enum Cut {
     /// The reader takes nothing.
     #[error("the reader takes nothing")]
     Stalled,
@@ -33,7 +33,7 @@ pub(super) enum Cut {
 
 impl Cut {
     /// As in metric labels.
-    pub(super) const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Stalled => "stalled",
             Self::Lagged => "lagged",
@@ -44,13 +44,13 @@ impl Cut {
 
 /// The writing end of an answer. The answer ends when it is dropped.
 #[derive(Debug)]
-pub(super) struct Pieces {
+pub(crate) struct Pieces {
     sender: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
 }
 
 /// Both ends of an answer. The permit is held until hyper lets go of the body.
-pub(super) fn answer(permit: OwnedSemaphorePermit) -> (Pieces, Body) {
+pub(crate) fn answer(permit: OwnedSemaphorePermit) -> (Pieces, Body) {
     let (sender, mut receiver) = mpsc::channel(PIECES);
     let pieces = futures::stream::poll_fn(move |cx| {
         let _held = &permit;
@@ -61,7 +61,7 @@ pub(super) fn answer(permit: OwnedSemaphorePermit) -> (Pieces, Body) {
 
 impl Pieces {
     /// Where to write; goes out at the next [`Pieces::pace`] or [`Pieces::flush`].
-    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.buffer
     }
 
@@ -69,7 +69,7 @@ impl Pieces {
     ///
     /// # Errors
     /// [`Cut::Stalled`], [`Cut::Left`].
-    pub(super) async fn pace(&mut self) -> Result<(), Cut> {
+    pub(crate) async fn pace(&mut self) -> Result<(), Cut> {
         if self.buffer.len() < PIECE_BYTES { Ok(()) } else { self.flush().await }
     }
 
@@ -77,11 +77,27 @@ impl Pieces {
     ///
     /// # Errors
     /// [`Cut::Stalled`], [`Cut::Left`].
-    pub(super) async fn flush(&mut self) -> Result<(), Cut> {
+    pub(crate) async fn flush(&mut self) -> Result<(), Cut> {
         if self.buffer.is_empty() {
             return Ok(());
         }
         let piece = Bytes::from(std::mem::take(&mut self.buffer));
+        self.send(piece).await
+    }
+
+    /// Sends what is written, and then bytes that others send too: not copied, a piece at a time.
+    ///
+    /// # Errors
+    /// [`Cut::Stalled`], [`Cut::Left`].
+    pub(crate) async fn share(&mut self, bytes: &Bytes) -> Result<(), Cut> {
+        self.flush().await?;
+        for start in (0..bytes.len()).step_by(PIECE_BYTES) {
+            self.send(bytes.slice(start..bytes.len().min(start + PIECE_BYTES))).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, piece: Bytes) -> Result<(), Cut> {
         match tokio::time::timeout(PATIENCE, self.sender.send(piece)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Cut::Left),
@@ -90,7 +106,7 @@ impl Pieces {
     }
 
     /// Returns when the reader has gone.
-    pub(super) async fn left(&self) {
+    pub(crate) async fn left(&self) {
         self.sender.closed().await;
     }
 }

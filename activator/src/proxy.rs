@@ -43,6 +43,9 @@ use upstream::trust::Trust;
 /// How often connections to backends are looked through for those that nobody has used for long.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 
+/// How long before the end of the grace those whose requests are still held are told so.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// How requests are taken and passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -95,6 +98,8 @@ pub struct Proxy {
     tls_address: Option<SocketAddr>,
     trust: Arc<Trust>,
     trigger: ShutdownTrigger,
+    routes: Routes,
+    grace: Duration,
     /// How many connections each worker cut at its end.
     ends: Vec<oneshot::Receiver<usize>>,
     followers: Vec<AbortHandle>,
@@ -139,7 +144,7 @@ impl Proxy {
         }
         let mut followers = vec![tokio::spawn(Arc::clone(&trust).follow()).abort_handle()];
         followers.extend(files.map(|(tls, files)| tokio::spawn(tls.follow(files)).abort_handle()));
-        Ok(Self { address, tls_address, trust, trigger, ends, followers })
+        Ok(Self { address, tls_address, trust, trigger, routes, grace: config.limits.grace, ends, followers })
     }
 
     /// Where it listens in the clear.
@@ -166,6 +171,11 @@ impl Proxy {
     /// Returns how many connections that were.
     pub async fn end(self) -> usize {
         self.trigger.begin();
+        let (routes, patience) = (self.routes, self.grace.saturating_sub(LAST_WORDS));
+        let last_words = tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            routes.shut_down();
+        });
         let mut cut = 0;
         for end in self.ends {
             match end.await {
@@ -173,6 +183,7 @@ impl Proxy {
                 Err(_) => tracing::error!("a worker of the proxy panicked"),
             }
         }
+        last_words.abort();
         self.followers.iter().for_each(AbortHandle::abort);
         cut
     }

@@ -5,6 +5,7 @@
 //! applied never comes back by a push; one update costs what it touches, never the size of the table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -759,10 +760,16 @@ impl Table {
             return self.retain_endpoints(index, &HashMap::new());
         }
         let mut wanted: HashMap<EndpointId, Endpoint> = HashMap::new();
+        let mut addresses: HashMap<IpAddr, Vec<EndpointId>> = HashMap::new();
         let slices = self.slices_of.get(&group.key).into_iter().flatten().filter_map(|key| self.slices.get(key));
         for (slice, _) in slices {
             for endpoint in &slice.endpoints {
-                let endpoint = slice_endpoint(slice, endpoint);
+                let known = addresses.entry(endpoint.address).or_default();
+                // An address that is in two slices with the same ports is one endpoint.
+                let twin =
+                    known.iter().find(|id| wanted.get(id).is_some_and(|held| held.ports == slice.ports)).cloned();
+                let endpoint = slice_endpoint(slice, endpoint, twin);
+                known.push(endpoint.id.clone());
                 // While an endpoint moves between slices it may be in both: the ready one counts.
                 let held = wanted.get(&endpoint.id);
                 if held.is_none_or(|held| held.verdict.state > endpoint.verdict.state) {
@@ -857,10 +864,10 @@ fn queue(dirty: &mut Vec<GroupIndex>, group: &mut Group, index: GroupIndex) {
     }
 }
 
-fn slice_endpoint(slice: &Slice, endpoint: &group::SliceEndpoint) -> Endpoint {
+fn slice_endpoint(slice: &Slice, endpoint: &group::SliceEndpoint, twin: Option<EndpointId>) -> Endpoint {
     let id = match &endpoint.pod {
         Some(pod) => EndpointId::Pod(*pod.uid()),
-        None => EndpointId::Address(slice.key.clone(), endpoint.address),
+        None => twin.unwrap_or_else(|| EndpointId::Address(slice.key.clone(), endpoint.address)),
     };
     let verdict = Verdict { state: endpoint.state, source: Source::Observed, since_ms: 0, serving: endpoint.serving };
     let facts = EndpointFacts {

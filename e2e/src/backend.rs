@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::control_plane::lock;
@@ -87,6 +87,8 @@ pub(crate) struct State {
     connections: AtomicU64,
     open: AtomicUsize,
     end: watch::Sender<End>,
+    /// Ends the connections that are open now.
+    cuts: broadcast::Sender<End>,
     /// Whether `/gate` answers.
     gate: watch::Sender<bool>,
     /// How many wait at `/gate`.
@@ -168,6 +170,7 @@ impl Backend {
             connections: AtomicU64::new(0),
             open: AtomicUsize::new(0),
             end: watch::Sender::new(End::Never),
+            cuts: broadcast::Sender::new(4),
             gate: watch::Sender::new(false),
             at_gate: AtomicUsize::new(0),
             most_at_gate: AtomicUsize::new(0),
@@ -212,6 +215,9 @@ impl Backend {
     pub async fn die(&self) {
         self.refuse().await;
         self.reset_connections();
+        while self.open_connections() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Leaves as a well-behaved app does at SIGTERM: no new connection is taken, each open one ends after the answer that is
@@ -246,9 +252,8 @@ impl Backend {
     }
 
     fn end_connections(&self, end: End) {
-        self.state.end.send_replace(end);
-        // Those to come live.
-        self.state.end.send_replace(End::Never);
+        // Without any connection there is nobody to hear it.
+        let _ = self.state.cuts.send(end);
     }
 
     /// Its pod's name.

@@ -84,13 +84,14 @@ async fn a_service_whose_pods_come_and_go_loses_nothing_and_leaves_nothing() -> 
         stage.until(&stage.host(service), |answer| answer.status == 200).await?;
     }
     let process = stage.activator().id().context("ended")?;
-    load(&stage, &Arc::new(Ledger::default()), Duration::from_secs(2)).await?;
+    load(&stage, "warm-up", &Arc::new(Ledger::default()), Duration::from_secs(2)).await?;
     settled(&stage).await?;
     let (files, memory) = (open_files(process)?, memory_mib(process, "VmRSS")?);
 
     let ledger = Arc::new(Ledger::default());
     let mut chaos = Chaos { stage: &stage, ledger: &ledger, random: Random::new(seed, 0), lives: 0, past: Vec::new() };
-    let (loaded, churned) = tokio::join!(load(&stage, &ledger, Duration::from_secs(seconds)), chaos.run(&mut pods));
+    let (loaded, churned) =
+        tokio::join!(load(&stage, "client", &ledger, Duration::from_secs(seconds)), chaos.run(&mut pods));
     loaded?;
     churned?;
     let faults = ledger.faults.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -133,7 +134,7 @@ async fn settled(stage: &Stage<'_>) -> Result<()> {
 }
 
 /// Clients that ask as fast as they are answered: over HTTP/1.1 and HTTP/2, GET and POST.
-async fn load(stage: &Stage<'_>, ledger: &Arc<Ledger>, time: Duration) -> Result<()> {
+async fn load(stage: &Stage<'_>, round: &'static str, ledger: &Arc<Ledger>, time: Duration) -> Result<()> {
     let mut clients = Vec::new();
     for n in 0..2 * CLIENTS {
         let (proxy, service) = (stage.proxy()?, SERVICES[n % SERVICES.len()]);
@@ -149,7 +150,7 @@ async fn load(stage: &Stage<'_>, ledger: &Arc<Ledger>, time: Duration) -> Result
                     asked += 1;
                     let at = Instant::now();
                     let writes = asked.is_multiple_of(5);
-                    let target = format!("/client/{n}/{asked}");
+                    let target = format!("/{round}/{n}/{asked}");
                     let request = if writes { post(&host, &target, "order") } else { get(&host, &target) };
                     match connection.ask(request).await {
                         Ok(answer) if answer.status == 502 && writes => {

@@ -33,7 +33,7 @@ pub(super) use tunnel::Tunnel;
 use super::fault::Fault;
 use super::headers::{self, Forwarding};
 use super::route::Routes;
-use super::target::{AppProtocol, Backend, BackendId, Lease, Settings, Target};
+use super::target::{AppProtocol, Backend, BackendId, Lease, Refusal, Settings, Target};
 use super::upstream::trust::Trust;
 use super::upstream::{ConnectError, Dialer, Key, Link, Protocol, SURELY_OPEN};
 use crate::server::connections::Connection;
@@ -120,10 +120,16 @@ impl Worker {
             Some(request) => self.plan(request)?,
             None => return Err(Fault::Gone),
         };
-        let deadline = tokio::time::Instant::now() + plan.settings.hold_timeout;
+        let mut deadline = tokio::time::Instant::now() + plan.settings.hold_timeout;
         let mut tried: Vec<BackendId> = Vec::new();
+        let mut failed: Option<Fault> = None;
         loop {
-            let lease = plan.target.admit(&tried, deadline).await?;
+            let lease = match plan.target.admit(&tried, deadline).await {
+                Ok(lease) => lease,
+                // What went wrong before says more than that nothing came of waiting.
+                Err(Refusal::Deadline) if failed.is_some() => return Err(failed.unwrap_or(Fault::Deadline)),
+                Err(refusal) => return Err(refusal.into()),
+            };
             // Not before: a held request's headers are not to grow.
             if let (Some(request), Some(host)) = (request.as_mut(), plan.host.take()) {
                 client.forwarding.apply(request.headers_mut(), host);
@@ -131,9 +137,14 @@ impl Worker {
             let backend = *lease.backend().id();
             match self.attempt(client, &mut plan, lease, request).await {
                 Ok(response) => return Ok(response),
-                Err(Failure { retry, .. }) if request.is_some() && tried.len() + 1 < TRIES => {
+                Err(Failure { fault, retry }) if request.is_some() && tried.len() + 1 < TRIES => {
+                    if matches!(fault, Fault::Tls(_)) {
+                        // No time mends a certificate: another pod at once, or none.
+                        deadline = tokio::time::Instant::now();
+                    }
                     self.meters.retried(retry);
                     tried.push(backend);
+                    failed = Some(fault);
                 }
                 Err(Failure { fault, .. }) => return Err(fault),
             }

@@ -57,6 +57,8 @@ pub(super) struct Guard {
     /// A line, or the beginning of one, that came in several reads.
     line: Vec<u8>,
     heads: u64,
+    /// What is refused is a body.
+    body_broke: bool,
     most_bytes: usize,
     tunnelled: Arc<AtomicBool>,
 }
@@ -65,7 +67,8 @@ impl Guard {
     /// The beginning of a connection. Heads have at most so many bytes; what follows an upgrade is left alone once
     /// `tunnelled` is set.
     pub(super) fn new(most_bytes: usize, tunnelled: Arc<AtomicBool>) -> Self {
-        Self { place: Place::Between, head: Head::default(), line: Vec::new(), heads: 0, most_bytes, tunnelled }
+        let (place, head, line) = (Place::Between, Head::default(), Vec::new());
+        Self { place, head, line, heads: 0, body_broke: false, most_bytes, tunnelled }
     }
 
     /// For a connection of HTTP/2, whose framing cannot be read in two ways.
@@ -207,6 +210,7 @@ impl Scan for Guard {
             match self.step(&bytes[taken..]) {
                 Ok(more) => taken += more,
                 Err(fault) => {
+                    self.body_broke = matches!(self.place, Place::Chunks(_));
                     self.place = Place::Refused(fault);
                     return whole;
                 }
@@ -235,6 +239,10 @@ impl Scan for Guard {
             Place::Refused(fault) => Some(fault.raw_response()),
             Place::Between | Place::Head | Place::Body(_) | Place::Chunks(_) | Place::Upgrade | Place::Unseen => None,
         }
+    }
+
+    fn body_broke(&self) -> bool {
+        self.body_broke
     }
 
     fn too_slow(&self) -> Vec<u8> {

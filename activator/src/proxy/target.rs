@@ -1,5 +1,5 @@
 //! One Service that takes requests. Whoever has a request asks for a place on a backend and gets a [`Lease`]: at once
-//! where there is room, else once there is, first come, first served. All decisions are [`state`]'s, under one short
+//! where there is room, else once there is, first come, first served. All decisions are those of `state`, under one short
 //! lock; here are the clock, the waiting and the telling. A lease ends when it is dropped, wherever that happens, so no
 //! place is lost: not even one that was given to a request whose client had just left.
 

@@ -51,6 +51,9 @@ pub(crate) trait Scan {
     /// The answer to a request that is refused; nothing is read behind it.
     fn refusal(&self) -> Option<Vec<u8>>;
 
+    /// Whether what is refused is the body of the request under way.
+    fn body_broke(&self) -> bool;
+
     /// The answer to a head that comes too slowly.
     fn too_slow(&self) -> Vec<u8>;
 }
@@ -86,6 +89,10 @@ impl Scan for Conflicts {
 
     fn refusal(&self) -> Option<Vec<u8>> {
         None
+    }
+
+    fn body_broke(&self) -> bool {
+        false
     }
 
     fn too_slow(&self) -> Vec<u8> {
@@ -291,6 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan + Unpin> AsyncRead for Watched<S
                 this.refuse(answer);
                 this.poll_refuse(cx)
             }
+            Some(_) if this.scan.body_broke() => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             // HTTP asks again once the request before has been answered.
             _ => Poll::Pending,
         }

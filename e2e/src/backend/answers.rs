@@ -16,7 +16,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, stream};
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -69,6 +69,7 @@ pub(super) async fn answer(
     place: Place,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let head = request.method() == Method::HEAD;
     let answered = match request.uri().path() {
         "/ready" => {
             let ready = state.ready.load(Ordering::SeqCst);
@@ -83,11 +84,20 @@ pub(super) async fn answer(
             scripted(&state, &place, number, request).await
         }
     };
-    Ok(answered.unwrap_or_else(|error| {
+    let answered = answered.unwrap_or_else(|error| {
         let mut failed = Response::new(full(format!("{error:#}")));
         *failed.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
         failed
-    }))
+    });
+    Ok(if head { bodiless(answered) } else { answered })
+}
+
+/// What HEAD is answered: hyper leaves the body away over HTTP/1.1 only.
+fn bodiless(mut answer: Response<Body>) -> Response<Body> {
+    if let Some(length) = hyper::body::Body::size_hint(answer.body()).exact() {
+        answer.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    answer.map(|_| empty())
 }
 
 async fn scripted(
@@ -282,6 +292,7 @@ fn web_socket(state: &Arc<State>, mut request: Request<Incoming>) -> Result<Resp
     let key = request.headers().get(SEC_WEBSOCKET_KEY).context("no Sec-WebSocket-Key")?;
     let accept = derive_accept_key(key.as_bytes());
     let (upgraded, mut ends) = (hyper::upgrade::on(&mut request), state.end.subscribe());
+    let mut cuts = state.cuts.subscribe();
     tokio::spawn(async move {
         let socket = TokioIo::new(upgraded.await?);
         let mut socket = WebSocketStream::from_raw_socket(socket, Role::Server, None).await;
@@ -289,6 +300,7 @@ fn web_socket(state: &Arc<State>, mut request: Request<Incoming>) -> Result<Resp
             let message = tokio::select! {
                 message = socket.next() => message.context("closed")??,
                 _ = ends.wait_for(|end| *end != End::Never) => return Ok::<_, anyhow::Error>(()),
+                _ = cuts.recv() => return Ok::<_, anyhow::Error>(()),
             };
             if message.is_text() || message.is_binary() {
                 socket.send(message).await?;
@@ -303,6 +315,7 @@ fn web_socket(state: &Arc<State>, mut request: Request<Incoming>) -> Result<Resp
 fn upgrade(state: &Arc<State>, mut request: Request<Incoming>) -> Result<Response<Body>> {
     let protocol = request.headers().get(UPGRADE).cloned().ok_or_else(|| anyhow!("no Upgrade"))?;
     let (upgraded, mut ends) = (hyper::upgrade::on(&mut request), state.end.subscribe());
+    let mut cuts = state.cuts.subscribe();
     tokio::spawn(async move {
         let mut wire = TokioIo::new(upgraded.await?);
         let mut bytes = Vec::new();
@@ -311,6 +324,7 @@ fn upgrade(state: &Arc<State>, mut request: Request<Incoming>) -> Result<Respons
             let read = tokio::select! {
                 read = wire.read_buf(&mut bytes) => read?,
                 _ = ends.wait_for(|end| *end != End::Never) => 0,
+                _ = cuts.recv() => return Ok::<_, anyhow::Error>(()),
             };
             if read == 0 {
                 // What is said at the end still arrives after the client's half is closed.

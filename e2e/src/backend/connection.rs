@@ -30,7 +30,7 @@ async fn connection(stream: TcpStream, number: u64, speaks: Speaks, state: Arc<S
     let _open = Open::new(&state);
     // A connection that is gone already has no options.
     let _ = stream.set_nodelay(true);
-    let mut ends = state.end.subscribe();
+    let mut cuts = state.cuts.subscribe();
     let (wire, how) = Wire::new(stream);
     let broken = Arc::new(watch::Sender::new(End::Never));
     let mut breaks = broken.subscribe();
@@ -52,7 +52,7 @@ async fn connection(stream: TcpStream, number: u64, speaks: Speaks, state: Arc<S
     let now = |end: &End| matches!(end, End::Fin | End::Reset);
     tokio::select! {
         _ = served => {}
-        Ok(end) = ends.wait_for(now) => how.set(*end),
+        Ok(end) = cuts.recv() => how.set(end),
         Ok(end) = breaks.wait_for(now) => how.set(*end),
     }
 }

@@ -66,9 +66,6 @@ impl ControlPlane {
             { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
             { "apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"] },
             { "apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"] },
-            { "apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"] },
-            { "apiGroups": ["apps"], "resources": ["deployments/scale", "statefulsets/scale", "replicasets/scale"],
-              "verbs": ["get", "patch"] },
             { "nonResourceURLs": ["/openid/v1/jwks", "/.well-known/openid-configuration"], "verbs": ["get"] },
         ]);
         self.create_service_account(namespace, name).await?;

@@ -128,7 +128,8 @@ impl Knowledge {
         }
         if known.newest.is_none_or(|(order, ..)| event.order > order) {
             known.newest = Some((event.order, event.ready, event.observed_at_ms));
-            known.lease_until = now + u64::from(lease_seconds) * 1_000;
+            // Leases end with a whole second.
+            known.lease_until = (now + u64::from(lease_seconds) * 1_000).next_multiple_of(1_000);
         }
     }
 

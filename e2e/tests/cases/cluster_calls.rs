@@ -52,6 +52,19 @@ fn deployment(namespace: &str, replicas: i32) -> Result<Deployment> {
     }))?)
 }
 
+/// Lets the activator scale what is in a namespace.
+async fn may_scale(namespace: &str) -> Result<()> {
+    let scene = scene().await;
+    scene.control_plane.allow_scaling(namespace, "default", "activator").await?;
+    let connection = Connection::open(scene.kubeconfig()).await?;
+    eventually("the right has reached the API server", async || {
+        let answer = connection.api.scale_up(namespace, "Deployment", "nobody").await;
+        let known = matches!(&answer, Err(ScaleError::Final(told)) if told.contains("there is no Deployment nobody"));
+        Ok(known.then_some(()))
+    })
+    .await
+}
+
 async fn replicas(namespace: &str) -> Result<(i32, Deployment)> {
     let deployment = Api::<Deployment>::namespaced(scene().await.control_plane.client()?, namespace).get("web").await?;
     Ok((deployment.spec.as_ref().and_then(|spec| spec.replicas).context("no replicas")?, deployment))
@@ -62,6 +75,7 @@ async fn a_deployment_at_zero_is_taken_to_one_by_one_of_many_replicas_at_once() 
     let scene = scene().await;
     let namespace = &scene.shop().await?.namespace;
     let connections = [Connection::open(scene.kubeconfig()).await?, Connection::open(scene.kubeconfig()).await?];
+    may_scale(namespace).await?;
     scene.control_plane.create(deployment(namespace, 0)?).await?;
     let calls = connections.iter().cycle().take(8).map(|c| c.api.scale_up(namespace, "Deployment", "web"));
     let scaled: Result<Vec<Scaled>, ScaleError> = join_all(calls).await.into_iter().collect();
@@ -80,6 +94,7 @@ async fn a_deployment_with_replicas_keeps_them() -> Result<()> {
     let scene = scene().await;
     let namespace = &scene.shop().await?.namespace;
     let connection = Connection::open(scene.kubeconfig()).await?;
+    may_scale(namespace).await?;
     scene.control_plane.create(deployment(namespace, 3)?).await?;
     assert_eq!(connection.api.scale_up(namespace, "Deployment", "web").await, Ok(Scaled::Already));
     assert_eq!(replicas(namespace).await?.0, 3);

@@ -359,7 +359,7 @@ async fn an_annotation_that_cannot_be_parsed_is_reported_and_the_last_good_value
     ] {
         stage.annotate("web", key, Some(bad)).await?;
         eventually(&format!("{key} is reported"), async || {
-            let page = stage.activator().admin("/").await?.body;
+            let page = stage.activator().admin("/status").await?.body;
             let name = key.trim_start_matches("podlight.dev/");
             ensure!(page.contains(name) && page.contains(bad.split('!').next().unwrap_or(bad)), "not on the page");
             Ok(Some(()))

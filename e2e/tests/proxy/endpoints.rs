@@ -274,7 +274,7 @@ async fn case_21_a_pod_that_has_ended_gets_nothing() -> Result<()> {
     let ended = stage.ready_web("web", "ended").await?;
     let alive = stage.ready_web("web", "alive").await?;
     stage.set_state("ended", &PodState::new().phase("Succeeded").ready(false, seconds_ago(0))).await?;
-    stage.wait_endpoints("web", 1).await?;
+    stage.wait("web", "ended", "not-ready observed").await?;
     let before = ended.app.requests();
     for _ in 0..20 {
         assert_eq!(stage.get("web", "/").await?.pod()?, "alive");

@@ -136,7 +136,8 @@ async fn a_get_whose_connection_ends_before_an_answer_is_asked_of_another() -> R
         let answer = stage.get("web", path).await?;
         answer.refused(502)?;
         let asked = webs[0].app.seen().iter().chain(&_two.app.seen()).filter(|seen| seen.target == path).count();
-        ensure!((2..=3).contains(&asked), "{path}: asked {asked} times");
+        // Three tries, and one more where a kept connection might merely have been closed.
+        ensure!((2..=4).contains(&asked), "{path}: asked {asked} times");
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ async fn a_held_request_is_answered_when_its_pod_says_that_it_is_ready() -> Resu
     assert_eq!((seen.pod.as_str(), seen.body_bytes), ("web-1", 9));
     wait_held(stage.activator(), 0).await?;
     let metrics = stage.activator().metrics().await?;
-    assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", "pushed")]), 1.0);
+    assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", "push")]), 1.0);
     Ok(())
 }
 

@@ -102,12 +102,15 @@ async fn without_a_push_and_a_ready_pod_the_cluster_ip_is_asked_and_held_for_whe
     stage.create_service(stage.service("web")).await?;
     let web = stage.web("web", "web-1").await?;
     stage.wait("web", "web-1", "not-ready observed").await?;
-    // Nobody pushes, so kube-proxy may know better.
+    // Nobody pushes, so kube-proxy may know better; it refuses, so the request is held.
     let held = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
     wait_held(stage.activator(), 1).await?;
     let gateway = gateway::listen(scene().await, &stage.namespace, "web").await?;
-    assert_eq!(held.await??.pod()?, CLUSTER_IP);
-    assert_eq!((gateway.requests(), web.app.requests()), (1, 0));
+    // From now on it leads somewhere.
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == CLUSTER_IP)).await?;
+    ensure!(gateway.requests() > 0 && web.app.requests() == 0, "{} to the ClusterIP", gateway.requests());
+    web.pod.say(Kind::Ready).await?;
+    assert_eq!(held.await??.pod()?, "web-1");
     Ok(())
 }
 

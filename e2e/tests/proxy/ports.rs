@@ -231,11 +231,14 @@ async fn case_10_a_port_that_does_not_exist_is_a_clear_error_and_cured_by_the_se
     let _web = stage.ready_web("web", "web-1").await?;
     for wrong in ["grpc", "8080", "0", "65536", "http,grpc"] {
         stage.annotate("web", PORT, Some(wrong)).await?;
-        let answer = stage.until(&stage.host("web"), |answer| answer.status != 404).await?;
-        ensure!(answer.status != 200 || wrong.contains(',') || wrong == "0" || wrong == "65536", "{wrong}: {answer:?}");
+        podlight_e2e::eventually::eventually("it is told, with the ports there are", async || {
+            let told = stage.activator().admin("/status").await?.body;
+            ensure!(told.contains(&format!("podlight.dev/port: \\\"{wrong}\\\"")) && told.contains("http"), "{told}");
+            Ok(Some(()))
+        })
+        .await?;
     }
     stage.annotate("web", PORT, Some("grpc")).await?;
-    stage.until(&stage.host("web"), |answer| answer.text().contains("http")).await?;
     // The Service's port gets that name.
     let ports = serde_json::json!([{ "name": "grpc", "port": 80, "targetPort": "http", "protocol": "TCP" }]);
     stage.patch_service("web", serde_json::json!({ "spec": { "ports": ports } })).await?;

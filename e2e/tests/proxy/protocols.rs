@@ -56,7 +56,7 @@ where
 /// Reads a request's head.
 async fn read_head(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         ensure!(stream.read_buf(&mut head).await? > 0, "closed in its head");
     }
     Ok(head)
@@ -215,7 +215,9 @@ async fn trailers_pass_both_ways() -> Result<()> {
             sender.send(Ok(Frame::trailers(trailers))).await?;
             Ok::<_, anyhow::Error>(())
         });
+        // Over HTTP/1.1 only those go on that were announced.
         let asked = with(request(Method::POST, &stage.host("web"), "/trailers", body), "te", "trailers");
+        let asked = with(asked, "trailer", "x-sent");
         let answer = Connection::http2(stage.proxy()?).await?.ask(asked).await?;
         let trailers = answer.trailers.clone().with_context(|| format!("no trailers: {answer:?}"))?;
         assert_eq!(trailers["x-checksum"], sha256(b"body"));
@@ -409,7 +411,8 @@ async fn an_answer_that_comes_before_the_body_is_read_is_passed_on_at_once() -> 
         drop(sender);
         // A large body that nobody reads, over HTTP/1.1.
         let answer = ask(stage.proxy()?, post(&stage.host("web"), "/early", vec![b'x'; 4 << 20])).await;
-        ensure!(answer.is_err() || answer.is_ok_and(|answer| answer.status == 200), "another answer");
+        // The pod closes with bytes unread, and its reset may overtake its answer.
+        ensure!(answer.is_err() || answer.is_ok_and(|answer| [200, 502].contains(&answer.status)), "another answer");
         stage.get("web", "/").await?.seen()?;
     }
     Ok(())

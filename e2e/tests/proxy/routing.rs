@@ -109,7 +109,7 @@ async fn of_two_services_that_claim_a_host_the_older_keeps_it_and_the_other_is_r
     stage.until(&stage.host("ant"), |answer| answer.status == 200).await?;
     stage.until(&host, |answer| answer.status == 200).await?;
     assert_eq!(ask(stage.proxy()?, get(&host, "/")).await?.pod()?, "zebra-1");
-    let page = stage.activator().admin("/").await?;
+    let page = stage.activator().admin("/status").await?;
     ensure!(page.body.contains(&host) && page.body.contains("ant"), "not reported: {}", page.body);
     // Once it is free, it is the other's.
     stage.annotate("zebra", HOSTS, None).await?;
@@ -137,7 +137,8 @@ async fn an_unknown_host_is_404_with_its_name_and_never_somebody_elses() -> Resu
     ] {
         let answer = ask(stage.proxy()?, get(&host, "/")).await?;
         let text = answer.refused(404)?.text();
-        ensure!(text.contains(host.split(':').next().unwrap_or_default()), "{host}: {text}");
+        let name = host.trim_start_matches('[').split(']').next().unwrap_or_default();
+        ensure!(text.contains(name), "{host}: {text}");
     }
     assert_eq!(web.app.requests(), before);
     Ok(())

@@ -25,7 +25,7 @@ async fn metrics_tell_what_was_held_released_and_answered_which_way_and_name_no_
     stage.get("nobody", "/").await?.refused(404)?;
     let metrics = stage.activator().metrics().await?;
     assert_eq!(metrics.sum(REQUESTS, &[("outcome", "2xx"), ("way", "direct")]), 2.0);
-    assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", "pushed")]), 1.0);
+    assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", "push")]), 1.0);
     ensure!(metrics.has("podlight_proxy_held_seconds_count", &[]), "no time held");
     ensure!(metrics.has("podlight_proxy_response_seconds_count", &[]), "no latency");
     for name in ["web-1", &stage.host("web"), &web.pod.address.to_string()] {

@@ -113,7 +113,7 @@ async fn a_target_that_has_replicas_already_is_left_as_it_is() -> Result<()> {
     wait_held(stage.activator(), 1).await?;
     eventually("it has been looked at", async || {
         let metrics = stage.activator().metrics().await?;
-        Ok((metrics.sum("podlight_proxy_scale_total", &[("outcome", "already-up")]) >= 1.0).then_some(()))
+        Ok((metrics.sum("podlight_proxy_scale_total", &[("outcome", "already")]) >= 1.0).then_some(()))
     })
     .await?;
     let _web = stage.ready_web("web", "web-1").await?;

@@ -129,7 +129,8 @@ impl Worker {
                 client.forwarding.apply(request.headers_mut(), host);
             }
             let backend = *lease.backend().id();
-            match self.attempt(client, &mut plan, lease, request).await {
+            // Boxed: a held request is not to take the room that one under way does.
+            match Box::pin(self.attempt(client, &mut plan, lease, request)).await {
                 Ok(response) => return Ok(response),
                 Err(Failure { retry, .. }) if request.is_some() && tried.len() + 1 < TRIES => {
                     self.meters.retried(retry);
@@ -338,6 +339,6 @@ mod tests {
     #[test]
     fn a_request_takes_little_memory() {
         let request = size(Worker::answer);
-        assert!(request <= 2048, "{request} bytes");
+        assert!(request <= 1280, "{request} bytes");
     }
 }

@@ -91,7 +91,7 @@ pub enum StartError {
     Worker(#[source] io::Error),
 }
 
-/// A proxy that runs. It goes on when this is dropped, until the process ends.
+/// A proxy that runs. Dropping it begins its end, which nobody waits for then.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,

@@ -135,7 +135,8 @@ impl Worker {
                 client.forwarding.apply(request.headers_mut(), host);
             }
             let backend = *lease.backend().id();
-            match self.attempt(client, &mut plan, lease, request).await {
+            // Boxed: a held request is not to take the room that one under way does.
+            match Box::pin(self.attempt(client, &mut plan, lease, request)).await {
                 Ok(response) => return Ok(response),
                 Err(Failure { fault, retry }) if request.is_some() && tried.len() + 1 < TRIES => {
                     if matches!(fault, Fault::Tls(_)) {
@@ -349,6 +350,6 @@ mod tests {
     #[test]
     fn a_request_takes_little_memory() {
         let request = size(Worker::answer);
-        assert!(request <= 2048, "{request} bytes");
+        assert!(request <= 1280, "{request} bytes");
     }
 }

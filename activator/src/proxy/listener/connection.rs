@@ -61,8 +61,6 @@ pub(super) async fn serve(context: Arc<Context>, stream: TcpStream, peer: Socket
         () = serving => {}
         () = context.gone(&socket, &client) => {}
     }
-    let tunnel = client.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
-    drop(tunnel);
 }
 
 impl Context {

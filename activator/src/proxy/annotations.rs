@@ -1,6 +1,6 @@
 //! What a Service's `podlight.dev/*` annotations ask for. Each is parsed by itself: one that cannot be is a fault, told
 //! with its value and what is expected, and the last good value stays in force. What all of them come to for a Service is
-//! decided here too ([`settle`]).
+//! decided here too ([`settle()`]).
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! within one; `/never` does not answer, `/gate` when its handle says, `/slow/<ms>` after that long; `/early` before it reads the
 //! body; `/duplex` with the body as it comes; `/status/<n>`, `/bytes/<n>`, `/chunks/<n>`, `/trailers`, `/hops` as they are
 //! called; `/events` server-sent events, the second when the gate is opened; `/ws` WebSocket and `/upgrade` any other protocol,
-//! echoing; [`grpc`](super::grpc); and anything else with what was asked.
+//! echoing; [`grpc`]; and anything else with what was asked.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;

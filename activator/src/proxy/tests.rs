@@ -89,6 +89,7 @@ impl Scene {
         let service = Arc::new(Service::new(GroupKey::new("test", "web")));
         let target = Target::new(&service, settings, &hub);
         let mut table = RouteTable::new("cluster.local");
+        table.routes().complete();
         table.put(&service, Taker::Target(Arc::clone(&target)), &[], Vec::new());
         table.publish();
         let proxy = Proxy::start(config, table.routes().clone()).expect("starts");

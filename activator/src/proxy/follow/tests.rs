@@ -58,6 +58,7 @@ impl World {
         let reports = Arc::new(Reports::default());
         let reporter = Arc::clone(&reports) as Arc<dyn Reporter>;
         let following = spawn(&config(), groups.clone(), feed.clone(), Arc::new(Up), reporter);
+        following.routes.complete();
         Self { table, groups, feed, following, reports }
     }
 

@@ -11,7 +11,9 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { hub: Hub::new(&HoldConfig::default()).0, table: RouteTable::new("cluster.local") }
+        let table = RouteTable::new("cluster.local");
+        table.routes().complete();
+        Self { hub: Hub::new(&HoldConfig::default()).0, table }
     }
 
     fn put(&mut self, service: Service, hosts: &[&str]) -> BTreeSet<GroupKey> {

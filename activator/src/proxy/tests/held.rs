@@ -122,12 +122,14 @@ async fn what_is_held_is_answered_before_the_end() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_grace_is_cut() {
+async fn what_is_held_when_the_grace_ends_is_told() {
     let limits = Limits { grace: Duration::from_millis(50), ..config().limits };
     let scene = Scene::start(ProxyConfig { limits, ..config() }, settings(), &[]);
     let mut peer = scene.connect().await;
     peer.send(GET).await;
     scene.held(1).await;
-    assert_eq!(scene.proxy.end().await, 1);
+    assert_eq!(scene.proxy.end().await, 0);
     assert_eq!(scene.target.held(), 0);
+    let answer = peer.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("podlight-error: shutting-down\r\n"), "{answer}");
 }

@@ -35,7 +35,9 @@ mod token_review;
 pub use authenticate::{AuthError, AuthMode, Authenticator, Caller};
 pub use jwks::KeyError;
 pub use limits::Rate;
-pub use token::TokenError;
+pub use ownership::{Claim, Owned, OwnershipError};
+pub use session::{Judgement, Moment, Session, SessionError};
+pub use token::{Subject, TokenError, TokenPod};
 
 use kubernetes::Kubernetes;
 use limits::{Limits, Room};

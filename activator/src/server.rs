@@ -2,24 +2,29 @@
 //! end within a deadline. Knows nothing of what the router behind it answers; how large and how slow a body may
 //! be is for whoever reads it.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use metrics::counter;
 use podlight_proto::{ErrorCode, Problem};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 pub(crate) mod connections;
 mod head;
@@ -29,9 +34,9 @@ pub(crate) mod stream;
 pub mod tls;
 mod validity;
 
-use connections::{Admitted, Connections};
+use connections::{Admitted, Connection, Connections};
 use service::Requests;
-use stream::{Conflicts, Patience, Watched};
+use stream::{Conflicts, Patience, Version, Watched};
 use tls::Tls;
 
 /// Connections that the kernel completes before they are accepted: a rollout's worth of sidecars at once.
@@ -187,7 +192,8 @@ impl Server {
         let connections =
             Arc::new(Connections::new(self.name, self.limits.connections, self.limits.connections_per_source));
         let Self { name, listener, tls, router, limits } = self;
-        let context = Context { name, tls, router, limits, builder: builder(), shutdown: shutdown.clone() };
+        let (http1, http2, shutdown_of_all) = (http1(), http2(), shutdown.clone());
+        let context = Arc::new(Context { name, tls, router, limits, http1, http2, shutdown: shutdown_of_all });
         let mut tasks = JoinSet::new();
         let begun = shutdown.begun();
         tokio::pin!(begun);
@@ -204,7 +210,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => match connections.admit(peer.ip()) {
                     Ok(admitted) => {
-                        tasks.spawn(context.clone().connect(stream, peer, admitted));
+                        tasks.spawn(Arc::clone(&context).connect(stream, peer, admitted));
                     }
                     Err(bound) => {
                         counter!("podlight_connections_refused_total", "listener" => name, "bound" => bound.label())
@@ -256,13 +262,17 @@ pub(crate) fn is_peers_fault(error: &io::Error) -> bool {
     )
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
     // No header timeout of hyper's: it would close kept connections that rest, and slow ones without an
     // answer. `Watched` has both deadlines.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES);
+    builder.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES);
     builder
-        .http2()
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -275,32 +285,43 @@ fn builder() -> auto::Builder<TokioExecutor> {
 }
 
 /// What every connection of a listener needs.
-#[derive(Clone)]
 struct Context {
     name: &'static str,
     tls: Option<Tls>,
     router: Router,
     limits: Limits,
-    builder: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     shutdown: Shutdown,
 }
 
 impl Context {
-    async fn connect(self, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
+    async fn connect(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, admitted: Admitted) {
         // A small answer is not to wait for an acknowledgement. Without the option it comes later, not wrong.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
-            return self.drive(stream, peer, &admitted).await;
+            return self.serve(stream, peer, &admitted.connection).await;
         };
-        let acceptor = TlsAcceptor::from(tls.current());
+        // Boxed, as is what is served below: a connection holds only what it needs while it rests.
+        if let Some(stream) = Box::pin(self.shake(TlsAcceptor::from(tls.current()), stream, peer, &admitted)).await {
+            self.serve(stream, peer, &admitted.connection).await;
+        }
+    }
+
+    async fn shake(
+        &self,
+        acceptor: TlsAcceptor,
+        stream: TcpStream,
+        peer: SocketAddr,
+        admitted: &Admitted,
+    ) -> Option<Box<TlsStream<TcpStream>>> {
         let handshake = tokio::select! {
             biased;
-            () = admitted.connection.close.notified() => return,
-            () = self.shutdown.begun() => return,
+            () = self.asked_to_end(&admitted.connection) => return None,
             handshake = tokio::time::timeout(self.limits.timeouts.handshake, acceptor.accept(stream)) => handshake,
         };
         let reason = match handshake {
-            Ok(Ok(stream)) => return self.drive(stream, peer, &admitted).await,
+            Ok(Ok(stream)) => return Some(Box::new(stream)),
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "no TLS handshake");
                 "failed"
@@ -308,43 +329,110 @@ impl Context {
             Err(_) => "timeout",
         };
         counter!("podlight_tls_handshake_failures_total", "listener" => self.name, "reason" => reason).increment(1);
+        None
     }
 
-    async fn drive<S>(&self, stream: S, peer: SocketAddr, admitted: &Admitted)
+    /// Serves a connection to its end. Between requests of HTTP/1 it has neither buffers nor HTTP's state: most
+    /// connections are sidecars' that say something every two minutes.
+    async fn serve<S>(&self, stream: S, peer: SocketAddr, connection: &Arc<Connection>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Timeouts { head, write, idle, .. } = self.limits.timeouts;
-        let connection = &admitted.connection;
-        let requests =
-            Requests { router: self.router.clone(), connection: Arc::clone(connection), peer: canonical(peer) };
-        let stream = Watched::new(
-            stream,
-            Conflicts::new(Arc::clone(connection)),
-            Arc::clone(connection),
-            Patience { head, idle, write },
-        );
-        let service = service_fn(move |request| requests.clone().answer(request));
-        let serving = self.builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(serving);
-        let result = tokio::select! {
-            biased;
-            result = serving.as_mut() => result,
-            () = async {
-                tokio::select! {
-                    () = connection.close.notified() => {}
-                    () = self.shutdown.begun() => {}
+        let (conflicts, patience) = (Conflicts::new(Arc::clone(connection)), Patience { head, idle, write });
+        let mut stream = Watched::new(stream, conflicts, Arc::clone(connection), patience);
+        let mut version = None;
+        loop {
+            let begun = tokio::select! {
+                biased;
+                begun = stream.begun() => begun,
+                () = self.asked_to_end(connection) => false,
+            };
+            if !begun {
+                // It ends here, whether the peer takes note or not.
+                let _ = stream.shutdown().await;
+                return;
+            }
+            version = version.or_else(|| stream.version());
+            let Some(version) = version else { continue };
+            let requests =
+                Requests { router: self.router.clone(), connection: Arc::clone(connection), peer: canonical(peer) };
+            let served = match version {
+                Version::Http1 => Box::pin(self.serve_http1(stream, requests)).await,
+                Version::Http2 => Box::pin(self.serve_http2(stream, requests)).await.map(|()| None),
+            };
+            match served {
+                Ok(Some(resting)) => stream = resting,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%peer, error = &error as &dyn std::error::Error, "the connection ended early");
+                    return;
                 }
-            } => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+            }
+        }
+    }
+
+    /// Answers requests until the connection rests, and gives it back then; none when it has ended.
+    async fn serve_http1<S>(&self, stream: Requested<S>, requests: Requests) -> hyper::Result<Option<Requested<S>>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = Arc::clone(&requests.connection);
+        let service = service_fn(move |request| requests.clone().answer(request));
+        let mut serving = self.http1.serve_connection(TokioIo::new(stream), service);
+        let until_it_rests = poll_fn(|cx| {
+            // What counts is that HTTP finds nothing more in this very poll: it may pause with requests in its buffer.
+            connection.resting.store(false, Ordering::Release);
+            match Pin::new(&mut serving).poll(cx) {
+                Poll::Ready(result) => Poll::Ready(Some(result)),
+                Poll::Pending if connection.rests() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        let ended = tokio::select! {
+            biased;
+            ended = until_it_rests => ended,
+            () = self.asked_to_end(&connection) => {
+                Pin::new(&mut serving).graceful_shutdown();
+                Some((&mut serving).await)
             }
         };
-        if let Err(error) = result {
-            tracing::debug!(%peer, error = &*error, "the connection ended early");
+        match ended {
+            Some(result) => result.map(|()| None),
+            None => {
+                let http1::Parts { io, read_buf, .. } = serving.into_parts();
+                Ok(Some(io.into_inner().with_seen(read_buf)))
+            }
+        }
+    }
+
+    async fn serve_http2<S>(&self, stream: Requested<S>, requests: Requests) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let connection = Arc::clone(&requests.connection);
+        let service = service_fn(move |request| requests.clone().answer(request));
+        let mut serving = self.http2.serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            biased;
+            result = Pin::new(&mut serving) => result,
+            () = self.asked_to_end(&connection) => {
+                Pin::new(&mut serving).graceful_shutdown();
+                serving.await
+            }
+        }
+    }
+
+    async fn asked_to_end(&self, connection: &Connection) {
+        tokio::select! {
+            () = connection.close.notified() => {}
+            () = self.shutdown.begun() => {}
         }
     }
 }
+
+/// A connection's stream on which a request has begun.
+type Requested<S> = Watched<S, Conflicts>;
 
 /// An IPv4 peer of an IPv6 socket as what it is.
 pub(crate) fn canonical(peer: SocketAddr) -> SocketAddr {

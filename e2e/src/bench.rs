@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub mod events;
 pub mod fleet;
+pub mod floor;
 pub mod latency;
 pub mod load;
 pub mod proxy;

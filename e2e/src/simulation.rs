@@ -1,6 +1,7 @@
 //! Podlight in a box: a node, its sidecars, an API server, three replicas and a bad network, all driven by one
 //! seed and simulated time. The decisions are the product's own ([`Readiness`](podlight_sidecar::readiness::Readiness),
-//! [`Delivery`](podlight_sidecar::publisher::Delivery), [`Table`](podlight_activator::table::Table)); what is around
+//! [`Delivery`](podlight_sidecar::publisher::Delivery), [`Session`](podlight_activator::ingest::Session),
+//! [`Claim`](podlight_activator::ingest::Claim), [`Table`](podlight_activator::table::Table)); what is around
 //! them is small and says what it leaves out. No clock, thread, lock or runtime: a seed always gives the same history.
 //!
 //! After every step the published snapshots of a replica are held against an oracle written from DESIGN §5's

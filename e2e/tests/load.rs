@@ -24,7 +24,7 @@ const IDLE: usize = 5_000;
 const SLICES: usize = 40;
 
 #[tokio::test]
-async fn fifty_thousand_forged_tokens_cost_the_api_server_nothing() -> Result<()> {
+async fn fifty_thousand_garbage_tokens_and_unknown_kids_cost_no_review_and_one_key_fetch_a_minute() -> Result<()> {
     let scene = Scene::start(0).await?;
     let wide = "1000000:1000000";
     let activator = scene.activator().flag("rate", wide).flag("source-rate", wide).flag("replica", "a").start().await?;

@@ -112,7 +112,7 @@ async fn a_replica_is_ready_once_it_has_listed_the_cluster() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_re_list_removes_what_is_gone_and_keeps_what_was_pushed() -> Result<()> {
+async fn after_an_etcd_compaction_a_re_list_removes_what_is_gone_and_keeps_what_was_pushed() -> Result<()> {
     let scene = Scene::start(1).await?;
     let shop = scene.shop().await?;
     let [gone, kept, reused] = [shop.web("web-1").await?, shop.web("web-2").await?, shop.web("web-3").await?];
@@ -183,7 +183,7 @@ async fn a_new_signing_key_of_the_cluster_is_fetched_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_replica_that_was_cut_off_agrees_again_once_it_is_back() -> Result<()> {
+async fn of_two_replicas_one_that_was_cut_off_agrees_again_once_it_is_back() -> Result<()> {
     let scene = Scene::start(2).await?;
     let shop = scene.shop().await?;
     let web = shop.web("web-1").await?;

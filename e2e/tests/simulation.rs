@@ -97,4 +97,7 @@ caught! {
     labels_that_are_frozen_are_caught: LabelsFrozen,
     uids_that_are_ignored_are_caught: UidIgnored,
     ownership_that_is_ignored_is_caught: OwnershipIgnored,
+    keys_that_are_ignored_are_caught: KeyIgnored,
+    subjects_that_are_ignored_are_caught: SubjectIgnored,
+    addresses_that_are_ignored_are_caught: AddressesIgnored,
 }

@@ -37,7 +37,7 @@ const GET_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why an event may not speak for its pod.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(super) enum OwnershipError {
+pub enum OwnershipError {
     /// There is no such pod, or its name belongs to another uid now.
     #[error("there is no pod of this namespace, name and uid")]
     NoSuchPod,
@@ -88,7 +88,7 @@ impl OwnershipError {
     }
 
     /// Whether the same event may be right a moment later.
-    pub(super) const fn is_undecided(&self) -> bool {
+    pub const fn is_undecided(&self) -> bool {
         match self {
             Self::AddressNotPublished | Self::Unavailable(_) | Self::Overloaded => true,
             Self::NoSuchPod
@@ -104,7 +104,7 @@ impl OwnershipError {
 
 /// Proof that an event's pod owns all that the event claims.
 #[derive(Debug)]
-pub(super) struct Owned {
+pub struct Owned {
     pod: PodUid,
 }
 
@@ -122,18 +122,22 @@ impl Owned {
 
 /// What an event is compared with, beside its pod.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Claim<'a> {
-    pub(super) event: &'a Event,
+pub struct Claim<'a> {
+    /// What is claimed.
+    pub event: &'a Event,
     /// Whom the verified token speaks for; none when the key alone vouches. Its ServiceAccount was compared when
     /// the key was bound, and a pod never changes its own.
-    pub(super) subject: Option<&'a Subject>,
+    pub subject: Option<&'a Subject>,
     /// Where the event came from.
-    pub(super) peer: IpAddr,
+    pub peer: IpAddr,
 }
 
 impl Claim<'_> {
     /// Compares the claim with the pod.
-    fn check(&self, pod: &Observation) -> Result<Owned, OwnershipError> {
+    ///
+    /// # Errors
+    /// [`OwnershipError`]: what does not fit.
+    pub fn check(&self, pod: &Observation) -> Result<Owned, OwnershipError> {
         let event = self.event;
         if pod.pod != event.pod {
             return Err(OwnershipError::NoSuchPod);

@@ -26,7 +26,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why an event may not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum SessionError {
+pub enum SessionError {
     /// No token, and the pod has no key here.
     #[error("this replica does not know the key; send the event with the pod's token")]
     UnknownKey,
@@ -68,16 +68,16 @@ pub(super) enum Voucher<'a> {
 
 /// Moments that the rules need.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
+pub struct Moment {
     /// Seconds since the epoch, for the ends of tokens.
-    pub(super) wall_seconds: u64,
+    pub wall_seconds: u64,
     /// Monotonic, for the grace.
-    pub(super) uptime: Duration,
+    pub uptime: Duration,
 }
 
 /// Which key speaks for one pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Session {
+pub struct Session {
     key: PublicKey,
     /// The greatest boot heard of with this key.
     boot: Boot,
@@ -89,39 +89,57 @@ struct Session {
 
 /// What the rules say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Judgement {
+pub enum Judgement {
     /// The event goes on; this is the session from now on.
     Admit(Session),
     /// The event is behind the boot that holds; nothing changes.
     Superseded(Boot),
 }
 
-/// The rules of wire.md, "Keys, boots, order".
-fn judge(
-    held: Option<&Session>,
-    key: PublicKey,
-    event: &Event,
-    expires: Option<u64>,
-    now: Moment,
-) -> Result<Judgement, SessionError> {
-    let boot = event.order.boot;
-    let bound = |binding_expires| Judgement::Admit(Session { key, boot, binding_expires, last_heard: now.uptime });
-    match (held, expires) {
-        (None, None) => Err(SessionError::UnknownKey),
-        (None, Some(expires)) => Ok(bound(expires)),
-        (Some(held), None) if held.key != key => Err(SessionError::OtherKey),
-        (Some(held), Some(_)) if held.key != key && boot <= held.boot => Ok(Judgement::Superseded(held.boot)),
-        (Some(held), Some(expires)) if held.key != key => {
-            tracing::debug!(pod = %event.pod.uid(), from = %held.boot, to = %boot, "a newer boot binds another key");
-            Ok(bound(expires))
+impl Session {
+    /// Whether `key` is the one that speaks for the pod of this session.
+    ///
+    /// # Errors
+    /// [`SessionError::UnknownKey`] and [`SessionError::OtherKey`].
+    pub fn recognise(held: Option<&Self>, key: &PublicKey) -> Result<(), SessionError> {
+        match held {
+            None => Err(SessionError::UnknownKey),
+            Some(held) if held.key != *key => Err(SessionError::OtherKey),
+            Some(_) => Ok(()),
         }
-        (Some(held), expires) => {
-            let binding_expires = held.binding_expires.max(expires.unwrap_or(0));
-            if says_ready(event) && binding_expires <= now.wall_seconds {
-                return Err(SessionError::BindingExpired);
+    }
+
+    /// The rules of wire.md, "Keys, boots, order": what an event signed by `key` makes of the session held. `expires`
+    /// is the end of the accepted token that came with it, in seconds since the epoch; none without one.
+    ///
+    /// # Errors
+    /// [`SessionError`]: nothing changes.
+    pub fn judge(
+        held: Option<&Self>,
+        key: PublicKey,
+        event: &Event,
+        expires: Option<u64>,
+        now: Moment,
+    ) -> Result<Judgement, SessionError> {
+        let boot = event.order.boot;
+        let bound = |binding_expires| Judgement::Admit(Self { key, boot, binding_expires, last_heard: now.uptime });
+        match (held, expires) {
+            (None, None) => Err(SessionError::UnknownKey),
+            (None, Some(expires)) => Ok(bound(expires)),
+            (Some(held), None) if held.key != key => Err(SessionError::OtherKey),
+            (Some(held), Some(_)) if held.key != key && boot <= held.boot => Ok(Judgement::Superseded(held.boot)),
+            (Some(held), Some(expires)) if held.key != key => {
+                tracing::debug!(pod = %event.pod.uid(), from = %held.boot, to = %boot, "a newer boot binds another key");
+                Ok(bound(expires))
             }
-            let boot = boot.max(held.boot);
-            Ok(Judgement::Admit(Session { key, boot, binding_expires, last_heard: now.uptime }))
+            (Some(held), expires) => {
+                let binding_expires = held.binding_expires.max(expires.unwrap_or(0));
+                if says_ready(event) && binding_expires <= now.wall_seconds {
+                    return Err(SessionError::BindingExpired);
+                }
+                let boot = boot.max(held.boot);
+                Ok(Judgement::Admit(Self { key, boot, binding_expires, last_heard: now.uptime }))
+            }
         }
     }
 }
@@ -168,11 +186,7 @@ impl Sessions {
     /// # Errors
     /// [`SessionError::UnknownKey`] and [`SessionError::OtherKey`].
     pub(super) fn recognise(&self, pod: &PodUid, key: &PublicKey) -> Result<(), SessionError> {
-        match locked(self.shard(pod)).get(pod) {
-            None => Err(SessionError::UnknownKey),
-            Some(held) if held.key != *key => Err(SessionError::OtherKey),
-            Some(_) => Ok(()),
-        }
+        Session::recognise(locked(self.shard(pod)).get(pod), key)
     }
 
     /// Decides on an event and binds its key, in one step. `is_alive` tells which pods the watch shows, for when
@@ -206,7 +220,7 @@ impl Sessions {
         }
         let mut shard = locked(self.shard(uid));
         let held = shard.get_mut(uid);
-        match judge(held.as_deref(), *event.key(), event.event(), expires, now)? {
+        match Session::judge(held.as_deref(), *event.key(), event.event(), expires, now)? {
             Judgement::Superseded(boot) => return Ok(Admission::Superseded(boot)),
             Judgement::Admit(session) => match held {
                 Some(held) => *held = session,

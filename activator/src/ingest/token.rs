@@ -118,17 +118,22 @@ impl fmt::Debug for TokenHash {
 
 /// Which pod a token is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TokenPod {
-    pub(super) name: String,
-    pub(super) uid: PodUid,
+pub struct TokenPod {
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: PodUid,
 }
 
 /// Who a token says it speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Subject {
-    pub(super) namespace: String,
-    pub(super) service_account: String,
-    pub(super) pod: Option<TokenPod>,
+pub struct Subject {
+    /// The ServiceAccount's namespace, and the pod's.
+    pub namespace: String,
+    /// The ServiceAccount's name.
+    pub service_account: String,
+    /// The pod, if the token is bound to one.
+    pub pod: Option<TokenPod>,
 }
 
 impl Subject {

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::annotations::TargetFault;
-use super::route::{Listed, Routes, Taker};
+use super::route::{Listed, Taker};
 use super::target::settings::Settings;
 use super::target::view::{BackendView, Load};
 
@@ -51,14 +51,6 @@ impl TargetView {
             backends,
         }
     }
-}
-
-/// All Services that opted in, by namespace and name, each with at most so many endpoints.
-pub fn views(routes: &Routes, most_backends: usize) -> Vec<TargetView> {
-    let mut views: Vec<TargetView> =
-        routes.listed().iter().map(|listed| TargetView::of(listed, most_backends)).collect();
-    views.sort_by(|a, b| (&a.namespace, &a.service).cmp(&(&b.namespace, &b.service)));
-    views
 }
 
 #[cfg(test)]

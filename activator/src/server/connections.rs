@@ -30,6 +30,8 @@ pub(crate) struct Connection {
     pub(crate) conflicting: AtomicBool,
     /// The peer takes nothing of what is written to it just now.
     pub(crate) stalled: AtomicBool,
+    /// HTTP asks for the next request, and there is none.
+    pub(crate) resting: AtomicBool,
     /// Asks the connection to finish what it has begun and close.
     pub(crate) close: Notify,
 }
@@ -38,6 +40,11 @@ impl Connection {
     /// Whether no request is under way.
     pub(crate) fn is_idle(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether everything asked has been answered, the answers have been taken, and nothing more is asked.
+    pub(crate) fn rests(&self) -> bool {
+        self.is_idle() && self.resting.load(Ordering::Acquire) && !self.stalled.load(Ordering::Acquire)
     }
 
     /// A request has begun; it ends when the guard is dropped.
@@ -175,6 +182,7 @@ impl Connections {
             idle_since_ms: AtomicU64::new(u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)),
             conflicting: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
             close: Notify::new(),
         });
         pools.all.members.insert(connection.id, Arc::clone(&connection));

@@ -58,6 +58,11 @@ impl HeadScan {
         self.place == Place::Head
     }
 
+    /// Whether the next byte begins a request.
+    pub(super) fn between_requests(&self) -> bool {
+        self.place == Place::Between
+    }
+
     /// How many heads have ended.
     pub(super) fn heads(&self) -> u64 {
         self.heads

@@ -3,7 +3,7 @@
 //! connection between requests may rest for long, and a peer that does not read is let go. What is read is shown to a
 //! [`Scan`] first, which may refuse it before HTTP sees any of it.
 
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use metrics::counter;
 use podlight_proto::{ErrorCode, Problem};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -36,6 +37,19 @@ pub(crate) struct Patience {
 const LINGER_BYTES: usize = 256 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
 
+/// What an HTTP/2 connection begins with.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What is read at once while a connection rests: usually a whole request.
+const FIRST_BYTES: usize = 4096;
+
+/// A version of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
+}
+
 /// Looks at what is read before HTTP does.
 pub(crate) trait Scan {
     /// Takes the next bytes. How many of them HTTP may see now; the rest is kept, and given again when HTTP asks for
@@ -47,6 +61,11 @@ pub(crate) trait Scan {
 
     /// How many heads have ended.
     fn heads(&self) -> u64;
+
+    /// Whether the next byte begins a request of HTTP/1. A scan that cannot tell says no.
+    fn between_requests(&self) -> bool {
+        false
+    }
 
     /// The answer to a request that is refused; nothing is read behind it.
     fn refusal(&self) -> Option<Vec<u8>>;
@@ -87,6 +106,10 @@ impl Scan for Conflicts {
         self.scan.heads()
     }
 
+    fn between_requests(&self) -> bool {
+        self.scan.between_requests()
+    }
+
     fn refusal(&self) -> Option<Vec<u8>> {
         None
     }
@@ -116,6 +139,8 @@ pub(crate) struct Watched<S, G> {
     scan: G,
     /// Read, and not yet for HTTP to see.
     ahead: Vec<u8>,
+    /// Read and scanned, for HTTP to see next.
+    seen: Bytes,
     head_since: Instant,
     read_at: Instant,
     stalled_since: Option<Instant>,
@@ -133,6 +158,7 @@ impl<S, G: Scan> Watched<S, G> {
             patience,
             scan,
             ahead: Vec::new(),
+            seen: Bytes::new(),
             head_since: now,
             read_at: now,
             stalled_since: None,
@@ -144,6 +170,19 @@ impl<S, G: Scan> Watched<S, G> {
     /// The same, with bytes that have been read already.
     pub(crate) fn with_ahead(self, ahead: Vec<u8>) -> Self {
         Self { ahead, ..self }
+    }
+
+    /// The same, with bytes that HTTP has given back.
+    pub(crate) fn with_seen(self, seen: Bytes) -> Self {
+        Self { seen, ..self }
+    }
+
+    /// Which version the bytes that HTTP is to see are of; none while they may be of either.
+    pub(crate) fn version(&self) -> Option<Version> {
+        if self.seen.starts_with(HTTP2_PREFACE) {
+            return Some(Version::Http2);
+        }
+        (!HTTP2_PREFACE.starts_with(&self.seen)).then_some(Version::Http1)
     }
 
     /// How many of the bytes just read may go on.
@@ -267,41 +306,77 @@ fn slow_head_answer() -> Vec<u8> {
     .into_bytes()
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan + Unpin> AsyncRead for Watched<S, G> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.refusal.is_some() {
-            return this.poll_refuse(cx);
+impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan> Watched<S, G> {
+    /// Waits for the next request to begin, and keeps what has come of it for HTTP. False when none comes: the peer
+    /// has gone, rests for too long, or begins too slowly.
+    pub(crate) async fn begun(&mut self) -> bool {
+        let bytes = poll_fn(|cx| {
+            let mut bytes = [MaybeUninit::uninit(); FIRST_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            ready!(self.poll_unseen(cx, &mut buffer))?;
+            Poll::Ready(io::Result::Ok(Bytes::copy_from_slice(buffer.filled())))
+        });
+        let bytes = bytes.await.unwrap_or_default();
+        let begun = !bytes.is_empty();
+        if self.seen.is_empty() {
+            self.seen = bytes;
+        } else {
+            let mut joined = BytesMut::from(std::mem::take(&mut self.seen));
+            joined.extend_from_slice(&bytes);
+            self.seen = joined.freeze();
+        }
+        begun
+    }
+
+    /// Reads what HTTP has not seen and the scan lets through.
+    fn poll_unseen(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.refusal.is_some() {
+            return self.poll_refuse(cx);
         }
         let before = buffer.filled().len();
-        if !this.ahead.is_empty() {
-            this.take_ahead(buffer);
-        } else if let Poll::Ready(result) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
+        if !self.ahead.is_empty() {
+            self.take_ahead(buffer);
+        } else if let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
             result?;
             let read = &buffer.filled()[before..];
             if read.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let passed = this.took(read);
+            let passed = self.took(read);
             if passed < read.len() {
-                this.ahead = read[passed..].to_vec();
+                self.ahead = read[passed..].to_vec();
                 buffer.set_filled(before + passed);
             }
         } else {
-            return this.poll_overdue(cx);
+            return self.poll_overdue(cx);
         }
         if buffer.filled().len() > before {
             return Poll::Ready(Ok(()));
         }
-        match this.scan.refusal() {
-            Some(answer) if this.connection.is_idle() => {
-                this.refuse(answer);
-                this.poll_refuse(cx)
+        match self.scan.refusal() {
+            Some(answer) if self.connection.is_idle() => {
+                self.refuse(answer);
+                self.poll_refuse(cx)
             }
-            Some(_) if this.scan.body_broke() => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+            Some(_) if self.scan.body_broke() => Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
             // HTTP asks again once the request before has been answered.
             _ => Poll::Pending,
         }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, G: Scan + Unpin> AsyncRead for Watched<S, G> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.seen.is_empty() {
+            let polled = this.poll_unseen(cx, buffer);
+            let resting = polled.is_pending() && this.scan.between_requests() && this.refusal.is_none();
+            this.connection.resting.store(resting, Ordering::Release);
+            return polled;
+        }
+        let next = this.seen.split_to(this.seen.len().min(buffer.remaining()));
+        buffer.put_slice(&next);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -98,6 +98,51 @@ async fn a_request_is_answered_and_knows_its_peer() {
 }
 
 #[tokio::test]
+async fn requests_that_come_all_together_or_byte_by_byte_are_all_answered() {
+    const TOGETHER: usize = 40;
+    let server = start(limits(), None);
+    let mut stream = server.connect().await;
+    stream.set_nodelay(true).expect("sets");
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    for _ in 0..2 {
+        // Empty lines between requests are nothing (RFC 9112 §2.2).
+        stream.write_all(format!("{request}\r\n").repeat(TOGETHER).as_bytes()).await.expect("writes");
+        let mut answers = Vec::new();
+        while String::from_utf8_lossy(&answers).matches("HTTP/1.1 200 ").count() < TOGETHER {
+            let read = tokio::time::timeout(LONG, stream.read_buf(&mut answers)).await.expect("an answer");
+            assert!(read.expect("reads") > 0, "{} bytes of answers", answers.len());
+        }
+    }
+    for byte in request.bytes() {
+        stream.write_all(&[byte]).await.expect("writes");
+        tokio::task::yield_now().await;
+    }
+    // What the last of the answers above has not brought yet is no answer to this.
+    assert!(answer(&mut stream).await.contains("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_resting_connection_takes_little_memory() {
+    let router = Router::new();
+    let (_trigger, shutdown) = Shutdown::new();
+    let context = Arc::new(Context {
+        name: "test",
+        tls: None,
+        router,
+        limits: limits(),
+        http1: http1(),
+        http2: http2(),
+        shutdown,
+    });
+    let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("binds");
+    let stream = TcpStream::connect(listener.local_addr().expect("is bound")).await.expect("connects");
+    let peer = stream.peer_addr().expect("is connected");
+    let admitted = Arc::new(Connections::new("test", 1, 1)).admit(peer.ip()).expect("room");
+    let task = size_of_val(&context.connect(stream, peer, admitted));
+    assert!(task <= 1536, "{task} bytes");
+}
+
+#[tokio::test]
 async fn http2_is_answered() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let server = start(limits(), None);

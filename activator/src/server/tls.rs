@@ -13,7 +13,7 @@ use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::validity;
@@ -149,6 +149,10 @@ fn server_config(loaded: &[Loaded]) -> Result<Arc<ServerConfig>, TlsError> {
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(by_name));
     config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+    // No tickets: each costs every handshake, and a client keeps its connection; when it comes back, this process has
+    // most often been replaced, and the tickets' key with it.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(Arc::new(config))
 }
 

@@ -94,6 +94,13 @@ impl Row {
         self
     }
 
+    /// Sets what was measured beside it; ours by itself is still what the bounds are about.
+    #[must_use]
+    pub fn above(self, name: &str, reference: f64) -> Self {
+        let ratio = self.ours / reference;
+        Self { compared: Compared::Ours, ..self.beside(name, reference, ratio) }
+    }
+
     /// Sets the bounds.
     #[must_use]
     pub fn bounds(mut self, must: f64, aim: f64) -> Self {

@@ -1,6 +1,6 @@
-//! All pods of a cluster make first contact at once, as after an activator's restart. Over kept connections, what is measured
-//! is the events; with a connection for each pod, from an address of its own, TCP and TLS handshakes are part of the storm. A pod
-//! that is put off tries again as a sidecar does.
+//! All pods of a cluster make first contact at once, as after an activator's restart: each over a TLS connection of its own,
+//! from an address of its own, that stays open. A pod that is put off tries again as a sidecar does. Beside it stands the
+//! [`floor`](super::floor): the same connections and requests at a process that does nothing but TLS.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,6 +12,7 @@ use futures::future::try_join_all;
 use podlight_proto::Kind;
 
 use super::fleet::{Fleet, Member, Voice};
+use super::floor::Floor;
 use super::load::{Answer, Connection, Target, request};
 use super::replica::Replica;
 use super::report::Row;
@@ -65,24 +66,52 @@ struct Storm {
     before_mib: f64,
 }
 
+/// What a storm is let loose on.
+#[derive(Clone, Copy)]
+struct Subject {
+    /// The kernel's id of the process.
+    process: u32,
+    /// Where it takes events.
+    port: u16,
+}
+
+impl Subject {
+    fn of(replica: &Replica) -> Self {
+        Self { process: replica.id(), port: replica.events_port() }
+    }
+}
+
 /// The storms in `jwks` mode.
 ///
 /// # Errors
 /// When a pod is lost, or something does not run.
 pub async fn measure_jwks(fleet: &Fleet) -> Result<Vec<Row>> {
-    let kept = storm(fleet, &Replica::start(fleet, "jwks").await?, Over::Kept).await?;
-    let own = storm(fleet, &Replica::start(fleet, "jwks").await?, Over::Own).await?;
-    let name = format!("storm of {PODS} first contacts, jwks, {KEPT} kept TLS connections");
+    let floor = Floor::start().await?;
+    let floor = storm(fleet, Subject { process: floor.id(), port: floor.port }, Over::Own).await?;
+    let own = storm_of_replica(fleet, "jwks", Over::Own).await?;
+    let kept = storm_of_replica(fleet, "jwks", Over::Kept).await?;
+    let name = format!("storm of {PODS} first contacts, jwks, a new TLS connection for each pod");
     let mut rows = vec![
-        Row::new(format!("{name}: all applied"), "s", kept.took.as_secs_f64()).bounds(3.0, 2.0),
-        Row::new(format!("{name}: most resident, from the start on"), "MiB", kept.peak_mib).bounds(120.0, 80.0),
-        Row::new("↳ resident before it, all pods listed", "MiB", kept.before_mib),
+        Row::new(format!("{name}: all applied"), "s", own.took.as_secs_f64())
+            .above("TLS alone", floor.took.as_secs_f64())
+            .bounds(3.0, 2.0),
+        Row::new(format!("{name}: most resident, from the start on"), "MiB", own.peak_mib)
+            .above("TLS alone", floor.peak_mib)
+            .bounds(120.0, 80.0),
+        Row::new("↳ resident before it, all pods listed", "MiB", own.before_mib),
     ];
-    let name = "the same, a new TLS connection for each pod";
-    rows.push(Row::new(format!("{name}: all applied"), "s", own.took.as_secs_f64()));
-    rows.push(Row::new(format!("{name}: most resident"), "MiB", own.peak_mib));
-    rows.extend(details(&own));
+    rows.extend(details(&own, &floor));
+    let name = format!("the same over {KEPT} kept connections");
+    rows.push(Row::new(format!("{name}: all applied"), "s", kept.took.as_secs_f64()));
+    rows.push(Row::new(format!("{name}: most resident"), "MiB", kept.peak_mib));
     Ok(rows)
+}
+
+async fn storm_of_replica(fleet: &Fleet, auth: &str, over: Over) -> Result<Storm> {
+    let replica = Replica::start(fleet, auth).await?;
+    let storm = storm(fleet, Subject::of(&replica), over).await?;
+    ensure!(lost(&replica).await? == 0.0, "the table does not hold every pod");
+    Ok(storm)
 }
 
 /// The storm in `hybrid` mode: every token is reviewed by the API server.
@@ -90,6 +119,8 @@ pub async fn measure_jwks(fleet: &Fleet) -> Result<Vec<Row>> {
 /// # Errors
 /// When a pod is lost, or something does not run.
 pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
+    let floor = Floor::start().await?;
+    let floor = storm(fleet, Subject { process: floor.id(), port: floor.port }, Over::Own).await?;
     let replica = Replica::start(fleet, "hybrid").await?;
     let reviews_before = fleet.control_plane.token_reviews()?;
     let watching = Arc::new(AtomicBool::new(true));
@@ -103,7 +134,7 @@ pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
         }
         anyhow::Ok(most.max(reviews_in_flight(&client).await?))
     });
-    let storm = storm(fleet, &replica, Over::Own).await?;
+    let storm = storm(fleet, Subject::of(&replica), Over::Own).await?;
     watching.store(false, Ordering::Relaxed);
     let in_flight = in_flight.await??;
     let reviews = fleet.control_plane.token_reviews()? - reviews_before;
@@ -119,25 +150,25 @@ pub async fn measure_hybrid(fleet: &Fleet) -> Result<Vec<Row>> {
         Row::new("↳ pods lost", "", lost(&replica).await?).bounds(0.0, 0.0),
         Row::new("↳ most resident", "MiB", storm.peak_mib),
     ];
-    rows.extend(details(&storm));
+    rows.extend(details(&storm, &floor));
     Ok(rows)
 }
 
-fn details(storm: &Storm) -> [Row; 4] {
+fn details(storm: &Storm, floor: &Storm) -> [Row; 4] {
     [
         Row::new("↳ half of them applied", "s", percentile(&storm.applied_ms, 50) / 1e3),
-        Row::new("↳ CPU that the activator used", "s", storm.cpu.as_secs_f64()),
+        Row::new("↳ CPU that the activator used", "s", storm.cpu.as_secs_f64())
+            .above("TLS alone", floor.cpu.as_secs_f64()),
         Row::new("↳ answers that put a pod off", "", storm.put_off as f64),
         Row::new("↳ connections that failed", "", storm.broken as f64),
     ]
 }
 
-async fn storm(fleet: &Fleet, replica: &Replica, over: Over) -> Result<Storm> {
+async fn storm(fleet: &Fleet, Subject { process, port }: Subject, over: Over) -> Result<Storm> {
     let members = fleet.members.get(..PODS).context("the fleet is too small")?;
-    let before_mib = memory_mib(replica.id(), "VmRSS")?;
-    let mut meter = CpuMeter::new(replica.id());
+    let before_mib = memory_mib(process, "VmRSS")?;
+    let mut meter = CpuMeter::new(process);
     let counts = Arc::new(Counts { put_off: 0.into(), broken: 0.into(), start: Barrier::new(THREADS) });
-    let port = replica.events_port();
     let workers: Vec<_> = members
         .chunks(PODS.div_ceil(THREADS))
         .map(|members| {
@@ -148,7 +179,6 @@ async fn storm(fleet: &Fleet, replica: &Replica, over: Over) -> Result<Storm> {
     let cpu_before = meter.total()?;
     let parts = try_join_all(workers).await?.into_iter().collect::<Result<Vec<Part>>>()?;
     let cpu = meter.total()?.saturating_sub(cpu_before);
-    ensure!(lost(replica).await? == 0.0, "the table does not hold every pod");
     let began = parts.iter().map(|part| part.began).min().context("no part")?;
     let applied = parts.iter().flat_map(|part| part.applied.iter().map(|at| at.saturating_duration_since(began)));
     let applied: Vec<Duration> = applied.collect();
@@ -158,7 +188,7 @@ async fn storm(fleet: &Fleet, replica: &Replica, over: Over) -> Result<Storm> {
         put_off: counts.put_off.load(Ordering::Relaxed),
         broken: counts.broken.load(Ordering::Relaxed),
         cpu,
-        peak_mib: memory_mib(replica.id(), "VmHWM")?,
+        peak_mib: memory_mib(process, "VmHWM")?,
         before_mib,
     })
 }

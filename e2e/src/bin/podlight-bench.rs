@@ -23,6 +23,9 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1).peekable();
     if arguments.next_if_eq("child").is_some() {
+        if arguments.next_if_eq("floor").is_some() {
+            return bench::floor::serve(arguments);
+        }
         return bench::proxy::child::run(arguments);
     }
     let groups = bench::groups(arguments)?;

@@ -1,13 +1,16 @@
-//! Rules of DESIGN §5 left out one by one, to show that the simulation would notice. The product's code is not
-//! touched: a rule that looks at a field is taken away by bending that field on its way into the table, while
-//! the oracle sees it as it was.
+//! Rules left out one by one, those of DESIGN §5 and those of who may speak for a pod, to show that the simulation
+//! would notice. The product's code is not touched: a rule that looks at a field is taken away by bending that field on
+//! its way into the table or into ingest's rules, while the oracle sees it as it was.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use podlight_activator::table::entry::{Labels, Observation, Phase};
 use podlight_activator::table::{Change, ListEpoch, Update};
-use podlight_proto::{Boot, Event, Kind, Order, PodRef, PodUid, Sequence};
+use podlight_proto::{Boot, Event, Kind, Order, PodRef, PodUid, PublicKey, Sequence};
+
+use super::sidecars::numbered_key;
 
 /// A rule that does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,12 @@ pub enum Mutant {
     UidIgnored,
     /// Whether a pod owns what its event claims is not looked at.
     OwnershipIgnored,
+    /// Every key is the bound one.
+    KeyIgnored,
+    /// Which pod a token is bound to is not looked at.
+    SubjectIgnored,
+    /// Whether the addresses are the pod's is not looked at.
+    AddressesIgnored,
 }
 
 /// A mutant at one replica, with what it has to remember.
@@ -126,6 +135,19 @@ impl Bend {
             _ => {}
         }
         Arc::new(pod)
+    }
+
+    /// What becomes of the key that signed.
+    pub(super) fn key(&self, key: PublicKey) -> PublicKey {
+        if self.mutant == Mutant::KeyIgnored { numbered_key(0) } else { key }
+    }
+
+    /// What becomes of a claim.
+    pub(super) fn claimed<'a>(&self, event: &'a Event, pod: &Observation) -> Cow<'a, Event> {
+        if self.mutant == Mutant::AddressesIgnored {
+            return Cow::Owned(Event { addresses: pod.addresses.clone(), ..event.clone() });
+        }
+        Cow::Borrowed(event)
     }
 
     /// What becomes of an event on its way into the table.

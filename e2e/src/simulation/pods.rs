@@ -13,6 +13,9 @@ use super::sidecars::Sidecar;
 
 const NAMESPACE: &str = "default";
 
+/// What every pod runs as.
+pub(super) const SERVICE_ACCOUNT: &str = "web";
+
 /// Of each pod, everything that is outside the API server.
 pub(super) struct Pod {
     pub(super) spec: PodSpec,
@@ -29,8 +32,7 @@ pub(super) struct Pod {
     pub(super) sidecar: Option<Sidecar>,
     /// Counts sidecars, so that what was meant for one does not reach the next.
     pub(super) generation: u64,
-    /// Since when its sidecar drains, and whether one ever did.
-    pub(super) drained_at: Option<u64>,
+    /// Whether a sidecar of its ever drained.
     pub(super) has_drained: bool,
 }
 
@@ -49,7 +51,6 @@ impl Pod {
             condition: None,
             sidecar: None,
             generation: 0,
-            drained_at: None,
             has_drained: false,
         }
     }
@@ -59,7 +60,7 @@ impl Pod {
         Observation {
             pod: self.identity.clone(),
             resource_version: 0,
-            service_account: "web".into(),
+            service_account: SERVICE_ACCOUNT.into(),
             phase: Phase::Alive,
             terminating_since_ms: None,
             addresses: Vec::new(),

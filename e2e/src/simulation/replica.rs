@@ -1,25 +1,27 @@
-//! One replica: the real table behind a small copy of ingest's decisions (which key speaks, who owns what; see
-//! `activator/src/ingest/session.rs` and `ownership.rs`). Left out: signatures, limits, caches of tokens.
+//! One replica: the real table behind ingest's own rules of which key speaks ([`Session`]) and who owns what
+//! ([`Claim`]), in the order in which ingest asks them. Left out: signatures, limits, caches of tokens, and sessions
+//! dropped because their pods are gone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podlight_activator::table::entry::{Now, Observation, Phase};
+use podlight_activator::ingest::{Claim, Judgement, Moment, Session, Subject};
+use podlight_activator::table::entry::{Now, Observation};
 use podlight_activator::table::group::{Endpoint, EndpointId, GroupKey, GroupSnapshot};
 use podlight_activator::table::{Change, EndpointChange, GroupWhat, ListEpoch, Pacing, Table, Transition, Update};
-use podlight_proto::{Accepted, BOOT_AHEAD_MS, Boot, Event, FRESHNESS_SECONDS, Kind, Outcome, PodUid};
+use podlight_proto::{Accepted, BOOT_AHEAD_MS, Boot, Event, FRESHNESS_SECONDS, Outcome, PodUid, PublicKey};
 use podlight_sidecar::publisher::Reply;
 
 use super::mutant::{Bend, Mutant};
 use super::oracle::Knowledge;
 use super::world::wall_ms;
 
-/// A ServiceAccount token: the pod that it is bound to, and its end in seconds.
+/// A ServiceAccount token: whom it speaks for, and its end in seconds.
 #[derive(Debug, Clone)]
 pub(super) struct Token {
-    pub(super) pod: PodUid,
+    pub(super) subject: Subject,
     pub(super) expires: u64,
 }
 
@@ -28,7 +30,7 @@ pub(super) struct Token {
 pub(super) struct Message {
     pub(super) event: Event,
     pub(super) issued_at: u64,
-    pub(super) key: u64,
+    pub(super) key: PublicKey,
     pub(super) token: Option<Token>,
     pub(super) peer: IpAddr,
     pub(super) from: usize,
@@ -36,13 +38,6 @@ pub(super) struct Message {
     pub(super) genuine: bool,
     /// Pod, generation and attempt that wait for the reply.
     pub(super) reply_to: Option<(usize, u64, u64)>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Session {
-    key: u64,
-    boot: Boot,
-    binding_expires: u64,
 }
 
 /// What a replica makes of a message.
@@ -149,7 +144,8 @@ impl Replica {
             return Answer::Reply(Reply::TokenWanted);
         }
         let held = self.sessions.get(uid).copied();
-        if message.token.is_none() && held.is_none_or(|held| held.key != message.key) {
+        let key = self.bend.key(message.key);
+        if message.token.is_none() && Session::recognise(held.as_ref(), &key).is_err() {
             return Answer::Reply(Reply::TokenWanted);
         }
         let pod = match (got, self.pods.get(uid)) {
@@ -162,31 +158,32 @@ impl Replica {
                 Some(pod) => pod,
                 None => return Answer::Reply(Reply::Refused),
             },
-            (Some(Got::Missing), None) => return Answer::Reply(Reply::Refused),
+            (Some(Got::Missing), None) => {
+                self.sessions.remove(uid);
+                return Answer::Reply(Reply::Refused);
+            }
             (Some(Got::Unavailable), None) => return Answer::Reply(AGAIN),
             (None, None) => return Answer::AskForPod(self.lists_done),
         };
         let unchecked =
             self.bend.mutant == Mutant::OwnershipIgnored || self.bend.mutant == Mutant::UidIgnored && message.genuine;
-        if let Some(refusal) = owns(message, &pod).filter(|_| !unchecked) {
-            return Answer::Reply(refusal);
+        let claimed = self.bend.claimed(event, &pod);
+        let subject = message.token.as_ref().map(|token| &token.subject);
+        let subject = subject.filter(|_| self.bend.mutant != Mutant::SubjectIgnored);
+        let claim = Claim { event: &claimed, subject, peer: message.peer };
+        if let Err(error) = claim.check(&pod)
+            && !unchecked
+        {
+            return Answer::Reply(if error.is_undecided() { AGAIN } else { Reply::Refused });
         }
-        let boot = event.order.boot;
-        let session = match (held, expires) {
-            (Some(held), _) if held.key != message.key && boot <= held.boot => {
-                return Answer::Reply(accepted(Outcome::Superseded, held.boot, 5, 15));
+        let moment = Moment { wall_seconds: seconds, uptime: Duration::from_millis(now) };
+        match Session::judge(held.as_ref(), key, event, expires, moment) {
+            Ok(Judgement::Admit(session)) => self.sessions.insert(*uid, session),
+            Ok(Judgement::Superseded(boot)) => {
+                return Answer::Reply(accepted(Outcome::Superseded, boot, 5, 15));
             }
-            (Some(held), _) if held.key == message.key => {
-                let binding_expires = held.binding_expires.max(expires.unwrap_or(0));
-                if says_ready(event) && binding_expires <= seconds {
-                    return Answer::Reply(Reply::TokenWanted);
-                }
-                Session { boot: boot.max(held.boot), binding_expires, ..held }
-            }
-            (_, Some(binding_expires)) => Session { key: message.key, boot, binding_expires },
-            (_, None) => return Answer::Reply(Reply::TokenWanted),
+            Err(_) => return Answer::Reply(Reply::TokenWanted),
         };
-        self.sessions.insert(*uid, session);
         self.deceived |= !message.genuine;
         Answer::Reply(self.push(event, now))
     }
@@ -259,23 +256,6 @@ impl Replica {
             }
         }
     }
-}
-
-fn owns(message: &Message, pod: &Observation) -> Option<Reply> {
-    let event = &message.event;
-    let token_is_its_own = message.token.as_ref().is_none_or(|token| token.pod == *pod.pod.uid());
-    let ended = pod.phase == Phase::Ended || pod.terminating_since_ms.is_some() && says_ready(event);
-    if pod.pod != event.pod || !token_is_its_own || ended {
-        return Some(Reply::Refused);
-    }
-    if pod.addresses.is_empty() {
-        return (event.addresses != [message.peer]).then_some(AGAIN);
-    }
-    event.addresses.iter().any(|address| !pod.addresses.contains(address)).then_some(Reply::Refused)
-}
-
-fn says_ready(event: &Event) -> bool {
-    event.kind == Kind::Ready || event.kind == Kind::Heartbeat && event.ready
 }
 
 fn accepted(result: Outcome, boot: Boot, heartbeat_after_seconds: u32, lease_seconds: u32) -> Reply {

@@ -4,10 +4,12 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use podlight_proto::{Boot, Event, Kind, Order, Sequence};
-use podlight_sidecar::publisher::{Delivery, Reply, Settled, Step};
+use podlight_activator::ingest::{Subject, TokenPod};
+use podlight_proto::{Boot, Event, Kind, Order, PublicKey, Sequence};
+use podlight_sidecar::publisher::{Delivery, Reply, Step};
 use podlight_sidecar::readiness::{Readiness, State, Statement, Thresholds};
 
+use super::pods::SERVICE_ACCOUNT;
 use super::queue::Happening;
 use super::random::{Jitter, Random};
 use super::replica::{Message, Token};
@@ -22,8 +24,16 @@ const TIMEOUT_MS: u64 = 2_000;
 /// How long a newer state waits for an attempt under way, as in the publisher.
 const SUPERSEDED_GRACE_MS: u64 = 10;
 
+/// A key that is told apart from others by its number alone: no signature is ever made with it.
+pub(super) fn numbered_key(number: u64) -> PublicKey {
+    let mut bytes = [0xaa; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    PublicKey::new(bytes).expect("not of small order")
+}
+
 pub(super) struct Sidecar {
     pub(super) readiness: Readiness,
+    /// The number of its key.
     key: u64,
     token_expires: u64,
     links: Vec<Link>,
@@ -34,14 +44,6 @@ struct Link {
     under_way: Option<(u64, Statement, bool)>,
     attempts: u64,
     wake_at: Option<u64>,
-}
-
-impl Sidecar {
-    /// Whether a replica will never take the drain.
-    pub(super) fn drain_was_refused(&self) -> bool {
-        let refused = Some((Kind::Draining, Settled::Refused));
-        self.links.iter().any(|link| link.delivery.settled() == refused)
-    }
 }
 
 impl World {
@@ -63,7 +65,6 @@ impl World {
         let links = (0..REPLICAS).map(link).collect();
         let token_expires = wall_ms(now) / 1_000 + TOKEN_SECONDS;
         actor.sidecar = Some(Sidecar { readiness, key, token_expires, links });
-        actor.drained_at = None;
         let probe_in = actor.random.between(5, 50);
         self.schedule(probe_in, Happening::SidecarProbe { pod, generation });
         self.schedule(ROTATED_AFTER_MS, Happening::RotateToken { pod, generation });
@@ -88,10 +89,8 @@ impl World {
 
     pub(super) fn drain(&mut self, pod: usize) {
         let wall = self.node_ms(self.pods[pod].spec.node);
-        let now = self.now;
         let actor = &mut self.pods[pod];
         if actor.sidecar.as_mut().and_then(|sidecar| sidecar.readiness.drain(wall)).is_some() {
-            actor.drained_at = Some(now);
             actor.has_drained = true;
             self.announce(pod);
         }
@@ -136,7 +135,6 @@ impl World {
             return;
         }
         match link.delivery.next(Duration::from_millis(now)) {
-            Step::Rest => {}
             Step::WaitUntil(at) => {
                 let at = u64::try_from(at.as_millis()).expect("short").max(now + 1);
                 if link.wake_at != Some(at) {
@@ -175,13 +173,19 @@ impl World {
             observed_at_ms,
         };
         let sidecar = actor.sidecar.as_ref();
-        let token = Token { pod: *event.pod.uid(), expires: sidecar.map_or(0, |s| s.token_expires) };
+        let bound = TokenPod { name: event.pod.name().to_string(), uid: *event.pod.uid() };
+        let subject = Subject {
+            namespace: event.pod.namespace().to_string(),
+            service_account: SERVICE_ACCOUNT.to_owned(),
+            pod: Some(bound),
+        };
+        let token = Token { subject, expires: sidecar.map_or(0, |s| s.token_expires) };
         Message {
             from: pod,
             genuine: true,
             event,
             issued_at,
-            key: sidecar.map_or(0, |s| s.key),
+            key: numbered_key(sidecar.map_or(0, |s| s.key)),
             token: with_token.then_some(token),
             peer: actor.address,
             reply_to: None,
@@ -202,7 +206,7 @@ impl World {
         self.transmit(replica, message);
     }
 
-    /// A pod that says it is another, or that it is where another is.
+    /// A pod that says it is another, from its own address or the other's, or that it is where another is.
     pub(super) fn forge(&mut self, by: usize, victim: usize, token: bool) {
         if by == victim || self.pods[by].sidecar.is_none() {
             return;
@@ -211,16 +215,18 @@ impl World {
         let order = Order { boot, seq: Sequence::FIRST };
         let statement = Statement { order, kind: Kind::Ready, ready: true, observed_at_ms: u64::from(boot) };
         let mut message = self.message(by, statement, token);
-        message.key += 500;
+        message.key = numbered_key(self.pods[by].sidecar.as_ref().map_or(0, |s| s.key) + 500);
         message.genuine = false;
-        message.event.pod = self.pods[victim].identity.clone();
         let mut borrowed = message.clone();
-        borrowed.event.pod = self.pods[by].identity.clone();
         borrowed.event.addresses = vec![self.pods[victim].address];
+        message.event.pod = self.pods[victim].identity.clone();
+        let mut whole = message.clone();
+        whole.event.addresses.clone_from(&borrowed.event.addresses);
         for replica in 0..REPLICAS {
             self.transmit(replica, message.clone());
             if self.pods[by].address != self.pods[victim].address {
                 self.transmit(replica, borrowed.clone());
+                self.transmit(replica, whole.clone());
             }
         }
     }

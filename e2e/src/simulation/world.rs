@@ -10,7 +10,6 @@ use super::pods::Pod;
 use super::queue::{Happening, Queue};
 use super::replica::{Answer, Got, Message, Replica};
 use super::scenario::{Command, NODES, REPLICAS, Scenario};
-use super::sidecars::Sidecar;
 use super::{Activity, Violation};
 
 /// From the last fault to the end: a refused sidecar speaks again after 300 s, a lease ends after 360 s.
@@ -49,7 +48,6 @@ pub(super) struct World {
     pub(super) noise: Noise,
     pub(super) silent: [bool; NODES],
     clocks: [i64; NODES],
-    restarted_at: [u64; REPLICAS],
     /// When a replica will be told that time has passed.
     pub(super) expiries: [Option<u64>; REPLICAS],
     mutant: Mutant,
@@ -80,7 +78,6 @@ impl World {
             noise: Noise::default(),
             silent: [false; NODES],
             clocks: [0; NODES],
-            restarted_at: [0; REPLICAS],
             expiries: [None; REPLICAS],
             mutant,
             quiet_at,
@@ -265,7 +262,6 @@ impl World {
             Command::RestartReplica { replica } => {
                 let generation = self.replicas[replica].generation + 1;
                 self.replicas[replica] = Replica::new(self.mutant, generation);
-                self.restarted_at[replica] = self.now;
                 self.expiries[replica] = None;
                 self.cut(replica, 0, true);
             }
@@ -286,15 +282,11 @@ impl World {
         self.schedule(SETTLED_AFTER_MS, Happening::Settle);
     }
 
-    /// A drain is not repeated once it is acknowledged or refused, and only a newer boot lifts it: where a replica
-    /// may have missed either, the kubelet starts the container again, as it does.
+    /// Where a sidecar has died, some replicas may have heard of its drain and others not, and only a newer boot says
+    /// more: the kubelet starts the container again, as it does.
     fn settle(&mut self) {
         for pod in 0..self.pods.len() {
-            let actor = &self.pods[pod];
-            let forgotten =
-                actor.drained_at.is_some_and(|at| self.restarted_at.iter().any(|restarted| *restarted >= at));
-            let missed = actor.sidecar.as_ref().is_none_or(Sidecar::drain_was_refused);
-            if actor.has_drained && (missed || forgotten) {
+            if self.pods[pod].has_drained && self.pods[pod].sidecar.is_none() {
                 self.restart_sidecar(pod);
             }
         }

@@ -157,7 +157,7 @@ async fn flaps_within_a_second_are_all_real() -> Result<()> {
 }
 
 #[tokio::test]
-async fn clocks_may_differ_by_thirty_seconds() -> Result<()> {
+async fn clocks_may_differ_by_29_seconds_either_way_and_not_by_31() -> Result<()> {
     let scene = scene().await;
     let shop = scene.shop().await?;
     let web = shop.web("web-1").await?;

@@ -4,8 +4,10 @@ use anyhow::{Context, Result};
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL;
+use podlight_e2e::api::Endpoint;
 use podlight_e2e::control_plane::TokenSpec;
 use podlight_e2e::eventually::eventually;
+use podlight_e2e::scene::{Scene, Shop, Web};
 use podlight_e2e::sender::now_ms;
 use podlight_proto::{ErrorCode, Kind, Outcome};
 use serde_json::{Value, json};
@@ -47,49 +49,111 @@ async fn a_rotated_token_renews_the_binding_that_ready_needs() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_that_do_not_vouch_are_refused_and_the_pod_stays_as_it_was() -> Result<()> {
-    let scene = scene().await;
-    let control_plane = &scene.control_plane;
-    let shop = scene.shop().await?;
-    let web = shop.web("web-1").await?;
-    let base = scene.activators[0].url();
-    let before = shop.wait(0, "web-1", "not-ready observed").await?;
+async fn a_token_of_another_audience_or_of_no_pod_is_refused() -> Result<()> {
+    let case = Case::new().await?;
+    let control_plane = &case.scene.control_plane;
+    let other = control_plane.token(&TokenSpec::for_pod(&case.web.pod).audience("other")).await?;
+    case.refused("audience", other).await?;
+    case.refused("no pod", control_plane.token(&TokenSpec::new(&case.shop.namespace, "web")).await?).await?;
+    case.ends_as_it_was().await
+}
+
+#[tokio::test]
+async fn an_expired_token_and_one_without_a_clear_end_are_refused() -> Result<()> {
+    let case = Case::new().await?;
     let now = now_ms() / 1000;
-    let reissue = |alter: &dyn Fn(&mut Value)| control_plane.reissue(&web.token, |claims| alter(claims));
-    let [header, claims, signature] = parts(&web.token)?;
-    let unsigned = format!("{}.{claims}", encode(&json!({ "alg": "none", "typ": "JWT" })));
-    let tokens = [
-        ("audience", control_plane.token(&TokenSpec::for_pod(&web.pod).audience("other")).await?),
-        ("no pod", control_plane.token(&TokenSpec::new(&shop.namespace, "web")).await?),
-        ("expired", reissue(&|claims| claims["exp"] = json!(now - 5))?),
-        ("expired long ago", reissue(&|claims| claims["exp"] = json!(1_700_000_000))?),
-        ("exp as text", reissue(&|claims| claims["exp"] = json!((now + 600).to_string()))?),
-        ("no exp", reissue(&|claims| drop(claims.as_object_mut().and_then(|claims| claims.remove("exp"))))?),
-        ("not yet valid", reissue(&|claims| claims["nbf"] = json!(now + 60))?),
-        ("issuer", reissue(&|claims| claims["iss"] = json!("https://elsewhere.example"))?),
-        ("subject", reissue(&|claims| claims["sub"] = json!("system:serviceaccount:kube-system:admin"))?),
-        ("alg none", format!("{unsigned}.")),
-        ("alg none with a signature", format!("{unsigned}.{signature}")),
-        ("alg NONE", format!("{}.{claims}.", encode(&json!({ "alg": "NONE", "typ": "JWT" })))),
-        ("HS256 with the public key", hs256(&header, &claims, &control_plane.token_key_pem())?),
-        ("RS512 label on RS256", relabelled(&header, "RS512", &claims, &signature)?),
-        ("PS256 label on RS256", relabelled(&header, "PS256", &claims, &signature)?),
-        ("claims altered", format!("{header}.{}.{signature}", altered(&claims)?)),
-        ("signature cut", web.token[..web.token.len() - 4].to_owned()),
-        ("unknown kid", format!("{}.{claims}.{signature}", encode(&json!({ "alg": "RS256", "kid": "unknown" })))),
-        ("two parts", format!("{header}.{claims}")),
-        ("not a token", "opaque".to_owned()),
-        ("too long", format!("{}.{claims}.{signature}", "A".repeat(9000))),
-    ];
-    for (what, token) in tokens {
-        let reply = web.sender.event(Kind::Ready).token(&token).sign().post(&base).await?;
-        reply.refused(401, ErrorCode::AuthenticationFailed).with_context(|| what.to_owned())?;
+    let without = |claims: &mut Value| drop(claims.as_object_mut().and_then(|claims| claims.remove("exp")));
+    case.refused("expired", case.reissued(|claims| claims["exp"] = json!(now - 5))?).await?;
+    case.refused("expired long ago", case.reissued(|claims| claims["exp"] = json!(1_700_000_000))?).await?;
+    case.refused("exp as text", case.reissued(|claims| claims["exp"] = json!((now + 600).to_string()))?).await?;
+    case.refused("no exp", case.reissued(without)?).await?;
+    case.refused("not yet valid", case.reissued(|claims| claims["nbf"] = json!(now + 60))?).await?;
+    case.ends_as_it_was().await
+}
+
+#[tokio::test]
+async fn a_token_of_another_issuer_or_subject_is_refused() -> Result<()> {
+    let case = Case::new().await?;
+    case.refused("issuer", case.reissued(|claims| claims["iss"] = json!("https://elsewhere.example"))?).await?;
+    let admin = "system:serviceaccount:kube-system:admin";
+    case.refused("subject", case.reissued(|claims| claims["sub"] = json!(admin))?).await?;
+    case.ends_as_it_was().await
+}
+
+#[tokio::test]
+async fn alg_none_is_refused() -> Result<()> {
+    let case = Case::new().await?;
+    let [_, claims, signature] = parts(&case.web.token)?;
+    for algorithm in ["none", "NONE"] {
+        let unsigned = format!("{}.{claims}", encode(&json!({ "alg": algorithm, "typ": "JWT" })));
+        case.refused(algorithm, format!("{unsigned}.")).await?;
+        case.refused(algorithm, format!("{unsigned}.{signature}")).await?;
     }
-    let after = shop.endpoint(0, "web-1").await?;
-    assert_eq!(after, Some(before));
-    // The pod's own still counts.
-    web.sender.introduce(&base, &web.token).await?;
-    Ok(())
+    case.ends_as_it_was().await
+}
+
+#[tokio::test]
+async fn hs256_with_the_public_key_and_other_mistaken_algorithms_are_refused() -> Result<()> {
+    let case = Case::new().await?;
+    let [header, claims, signature] = parts(&case.web.token)?;
+    let public_key = case.scene.control_plane.token_key_pem();
+    case.refused("HS256 with the public key", hs256(&header, &claims, &public_key)?).await?;
+    for algorithm in ["RS512", "PS256"] {
+        case.refused(algorithm, relabelled(&header, algorithm, &claims, &signature)?).await?;
+    }
+    case.ends_as_it_was().await
+}
+
+#[tokio::test]
+async fn altered_tokens_and_what_is_no_token_are_refused() -> Result<()> {
+    let case = Case::new().await?;
+    let token = &case.web.token;
+    let [header, claims, signature] = parts(token)?;
+    let unknown = encode(&json!({ "alg": "RS256", "kid": "unknown" }));
+    case.refused("claims altered", format!("{header}.{}.{signature}", altered(&claims)?)).await?;
+    case.refused("signature cut", token[..token.len() - 4].to_owned()).await?;
+    case.refused("unknown kid", format!("{unknown}.{claims}.{signature}")).await?;
+    case.refused("two parts", format!("{header}.{claims}")).await?;
+    case.refused("not a token", "opaque".to_owned()).await?;
+    case.refused("too long", format!("{}.{claims}.{signature}", "A".repeat(9000))).await?;
+    case.ends_as_it_was().await
+}
+
+/// A pod whose event comes with tokens that must not vouch for it.
+struct Case {
+    scene: &'static Scene,
+    shop: Shop<'static>,
+    web: Web,
+    before: Endpoint,
+}
+
+impl Case {
+    async fn new() -> Result<Self> {
+        let scene = scene().await;
+        let shop = scene.shop().await?;
+        let web = shop.web("web-1").await?;
+        let before = shop.wait(0, "web-1", "not-ready observed").await?;
+        Ok(Self { scene, shop, web, before })
+    }
+
+    /// The pod's token with other claims, signed by the cluster's key.
+    fn reissued(&self, alter: impl Fn(&mut Value)) -> Result<String> {
+        self.scene.control_plane.reissue(&self.web.token, |claims| alter(claims))
+    }
+
+    async fn refused(&self, what: &str, token: String) -> Result<()> {
+        let base = self.scene.activators[0].url();
+        let reply = self.web.sender.event(Kind::Ready).token(&token).sign().post(&base).await?;
+        reply.refused(401, ErrorCode::AuthenticationFailed).with_context(|| what.to_owned())?;
+        Ok(())
+    }
+
+    /// Nothing has come of it, and the pod's own token still counts.
+    async fn ends_as_it_was(self) -> Result<()> {
+        assert_eq!(self.shop.endpoint(0, "web-1").await?, Some(self.before));
+        self.web.sender.introduce(&self.scene.activators[0].url(), &self.web.token).await?;
+        Ok(())
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What one replica is to be told, and when: a pure state machine. Time is an argument (monotonic, from any
 //! origin). Invariants: at most one attempt at a time; a newer state replaces an undelivered older one; no
-//! heartbeat overtakes a state; an open circuit asks for nothing but one wake-up.
+//! heartbeat overtakes a state; an open circuit asks for nothing but one wake-up. A drain is said again at the pace of
+//! heartbeats, in their place: only so does a replica that has started since hear of it.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use crate::retry::{self, Exponential, Pauses};
 /// Least time between two attempts that a state change makes through an open circuit. A drain does not wait.
 pub const EARLY_EVERY: Duration = Duration::from_secs(1);
 
-/// A refused sender says nothing until its state changes, or until this has passed: what a heartbeat costs then
-/// is nothing, and it heals a refusal whose cause has gone (a clock that was off, say).
+/// A refused sender says nothing until its state changes, or until this has passed: what a heartbeat (or the drain
+/// once more) costs then is nothing, and it heals a refusal whose cause has gone (a clock that was off, say).
 pub const REFUSED_HEARTBEAT: Duration = Duration::from_secs(300);
 
 /// The pace of heartbeats stays within these bounds, whatever a reply asks for.
@@ -24,15 +25,13 @@ const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration
 pub enum Step {
     /// Send this now and report with [`Delivery::replied`] or [`Delivery::abandoned`].
     Send {
-        /// The state to tell, or `None` for a new heartbeat.
+        /// The state to tell, for the first time or (a drain) again; `None` for a new heartbeat.
         state: Option<Statement>,
         /// Whether the token goes with it.
         with_token: bool,
     },
-    /// Nothing before this time.
+    /// Nothing before this time, unless a state or a token changes.
     WaitUntil(Duration),
-    /// Nothing until a state or a token changes.
-    Rest,
 }
 
 /// What came of an attempt.
@@ -60,7 +59,8 @@ pub struct Delivery<P = Exponential> {
     settled: Option<Settled>,
     /// Whether the replica holds our key under the token of today, as far as its replies tell.
     bound: bool,
-    heartbeat_at: Option<Duration>,
+    /// When the next heartbeat is due, or the drain once more. Counts once the newest state is settled.
+    heartbeat_at: Duration,
     circuit: Circuit,
     last_early: Option<Duration>,
     pauses: P,
@@ -89,7 +89,7 @@ impl<P: Pauses> Delivery<P> {
             newest_since: now,
             settled: None,
             bound: false,
-            heartbeat_at: None,
+            heartbeat_at: now,
             circuit: Circuit::Closed,
             last_early: None,
             pauses,
@@ -105,7 +105,6 @@ impl<P: Pauses> Delivery<P> {
         self.newest = statement;
         self.newest_since = now;
         self.settled = None;
-        self.heartbeat_at = None;
         if let Circuit::OpenUntil(until) = self.circuit {
             let early = if statement.kind == Kind::Draining { now } else { self.next_early(now) };
             if early < until {
@@ -118,18 +117,12 @@ impl<P: Pauses> Delivery<P> {
     /// The token has been rotated: the next event brings it, and a heartbeat is due for it.
     pub fn token_rotated(&mut self, now: Duration) {
         self.bound = false;
-        if self.settled.is_some() && self.newest.kind != Kind::Draining {
-            self.heartbeat_at = Some(now);
-        }
+        self.heartbeat_at = now;
     }
 
     /// What to do now.
     pub fn next(&self, now: Duration) -> Step {
-        let due = match (self.settled, self.heartbeat_at) {
-            (None, _) => Duration::ZERO,
-            (Some(_), Some(at)) => at,
-            (Some(_), None) => return Step::Rest,
-        };
+        let due = if self.settled.is_some() { self.heartbeat_at } else { Duration::ZERO };
         let due = match self.circuit {
             Circuit::Closed => due,
             Circuit::OpenUntil(until) => due.max(until),
@@ -137,7 +130,8 @@ impl<P: Pauses> Delivery<P> {
         if due > now {
             return Step::WaitUntil(due);
         }
-        let state = self.settled.is_none().then_some(self.newest);
+        let drains = self.newest.kind == Kind::Draining;
+        let state = (self.settled.is_none() || drains).then_some(self.newest);
         Step::Send { state, with_token: !self.bound }
     }
 
@@ -218,9 +212,7 @@ impl<P: Pauses> Delivery<P> {
 
     fn schedule_heartbeat(&mut self, after: Duration, now: Duration) {
         let (least, most) = HEARTBEAT_BOUNDS;
-        if self.settled.is_some() && self.newest.kind != Kind::Draining {
-            self.heartbeat_at = Some(now + after.clamp(least, most));
-        }
+        self.heartbeat_at = now + after.clamp(least, most);
     }
 
     fn next_early(&self, now: Duration) -> Duration {

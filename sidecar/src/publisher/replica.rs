@@ -79,11 +79,10 @@ impl Replica {
                     }
                     continue;
                 }
-                Step::WaitUntil(at) => Some(self.started + at),
-                Step::Rest => None,
+                Step::WaitUntil(at) => self.started + at,
             };
             tokio::select! {
-                () = wait_until(wake) => {}
+                () = sleep_until(wake) => {}
                 changed = states.changed() => if changed.is_err() { return },
                 _ = tokens.changed() => delivery.token_rotated(self.now()),
             }
@@ -177,13 +176,6 @@ async fn superseded(mut states: watch::Receiver<Readiness>) {
     // A closed channel is noticed by the task itself.
     let _ = states.changed().await;
     sleep(SUPERSEDED_GRACE).await;
-}
-
-async fn wait_until(wake: Option<Instant>) {
-    match wake {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn count_attempt(result: &'static str) {

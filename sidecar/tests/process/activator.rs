@@ -91,6 +91,11 @@ impl Activator {
         self.inner.lock().expect("not poisoned").always = answer;
     }
 
+    /// To the next event, once the script is at its end.
+    pub(crate) fn next(&self, answer: Answer) {
+        self.inner.lock().expect("not poisoned").script.push_back(answer);
+    }
+
     pub(crate) fn ask_for_heartbeats(&self, after_seconds: u32) {
         self.inner.lock().expect("not poisoned").heartbeat_after_seconds = after_seconds;
     }
@@ -115,12 +120,15 @@ impl Activator {
         .await
     }
 
+    /// Waits until something can be made of what has arrived.
+    pub(crate) async fn until<T>(&self, what: &str, made: impl Fn(&[Received]) -> Option<T>) -> T {
+        super::eventually(&format!("{what} at {}", self.url), || made(&self.received())).await
+    }
+
     /// Waits for an event of a kind.
     pub(crate) async fn kind(&self, kind: Kind) -> Received {
-        super::eventually(&format!("{kind} at {}", self.url), || {
-            self.received().into_iter().find(|received| received.event.kind == kind)
-        })
-        .await
+        let found = |received: &[Received]| received.iter().find(|received| received.event.kind == kind).cloned();
+        self.until(kind.as_str(), found).await
     }
 }
 

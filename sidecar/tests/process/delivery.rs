@@ -67,36 +67,56 @@ async fn a_token_that_is_not_accepted_is_tried_again_later() {
 }
 
 #[tokio::test]
-async fn everything_else_is_tried_again_and_logged_once() {
-    let redirected = Activator::start([]).await;
-    let redirect = Answer::Status(307, vec![("location", format!("{}/v1/events", redirected.url))], String::new());
-    let timeout = "--timeout=300ms";
-    for (answer, level) in [
-        (Answer::status(500), "ERROR"),
-        (Answer::status(502), "ERROR"),
-        (Answer::status(503), "ERROR"),
-        (Answer::status(429), "WARN"),
-        (Answer::status(404), "ERROR"),
-        (Answer::Status(202, Vec::new(), "{}".into()), "ERROR"),
-        (Answer::Status(202, Vec::new(), "x".repeat(100_000)), "ERROR"),
-        (Answer::Status(200, Vec::new(), String::new()), "ERROR"),
-        (Answer::Hang, "WARN"),
-        (Answer::Close, "ERROR"),
-        (Answer::Garbage, "ERROR"),
-        (redirect, "ERROR"),
-    ] {
-        let script = [answer.clone(), answer.clone(), answer.clone()];
-        let (app, activator) = (App::start().await, Activator::start(script).await);
-        let sidecar = Sidecar::start(&[&app.probe(), &activator.flag(), timeout]).await;
-        let received = activator.count(4).await;
-        sidecar.logged("the replica takes events again").await;
-        let logged = sidecar.log_of("the replica does not take events");
-        assert_eq!(logged.len(), 1, "{answer:?}: {logged:#?}");
-        assert_eq!(logged[0]["level"], level, "{answer:?}");
-        assert!(received.iter().all(|r| r.event == received[0].event), "{answer:?}");
-        assert_eq!(sidecar.metric("podlight_sidecar_circuit_open").await, Some(0.0));
+async fn every_other_status_is_tried_again_and_logged_once() {
+    for status in [500, 502, 503, 408, 404] {
+        is_tried_again_and_logged_once(Answer::status(status), "ERROR").await;
     }
-    assert!(redirected.received().is_empty(), "a redirect is never followed");
+    is_tried_again_and_logged_once(Answer::status(429), "WARN").await;
+}
+
+#[tokio::test]
+async fn an_activator_that_hangs_is_tried_again_and_logged_once() {
+    is_tried_again_and_logged_once(Answer::Hang, "WARN").await;
+}
+
+#[tokio::test]
+async fn an_activator_that_closes_early_is_tried_again_and_logged_once() {
+    is_tried_again_and_logged_once(Answer::Close, "ERROR").await;
+}
+
+#[tokio::test]
+async fn garbage_and_replies_of_somebody_else_are_tried_again_and_logged_once() {
+    for answer in [
+        Answer::Garbage,
+        Answer::Status(200, Vec::new(), String::new()),
+        Answer::Status(202, Vec::new(), "{}".into()),
+        Answer::Status(202, Vec::new(), "x".repeat(100_000)),
+    ] {
+        is_tried_again_and_logged_once(answer, "ERROR").await;
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_never_followed() {
+    let elsewhere = Activator::start([]).await;
+    for status in [301, 302, 303, 307, 308] {
+        let location = vec![("location", format!("{}/v1/events", elsewhere.url))];
+        is_tried_again_and_logged_once(Answer::Status(status, location, String::new()), "ERROR").await;
+    }
+    assert!(elsewhere.received().is_empty());
+}
+
+async fn is_tried_again_and_logged_once(answer: Answer, level: &str) {
+    let script = [answer.clone(), answer.clone(), answer.clone()];
+    let (app, activator) = (App::start().await, Activator::start(script).await);
+    let sidecar = Sidecar::start(&[&app.probe(), &activator.flag(), "--timeout=300ms"]).await;
+    let received = activator.count(4).await;
+    sidecar.logged("the replica takes events again").await;
+    let logged = sidecar.log_of("the replica does not take events");
+    assert_eq!(logged.len(), 1, "{answer:?}: {logged:#?}");
+    assert_eq!(logged[0]["level"], level, "{answer:?}");
+    assert!(received.iter().all(|r| r.event == received[0].event), "{answer:?}");
+    assert_eq!(sidecar.metric("podlight_sidecar_circuit_open").await, Some(0.0));
 }
 
 #[tokio::test]

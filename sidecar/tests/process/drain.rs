@@ -33,7 +33,7 @@ async fn drain_tells_every_replica_says_who_answered_and_holds() {
 }
 
 #[tokio::test]
-async fn nothing_follows_a_drain_and_the_signal_after_it_ends_at_once() {
+async fn only_the_drain_itself_follows_a_drain_and_the_signal_after_it_ends_at_once() {
     let (app, activator) = (App::start().await, Activator::start([]).await);
     activator.ask_for_heartbeats(1);
     let mut sidecar = Sidecar::start(&[&app.probe(), &activator.flag()]).await;
@@ -41,12 +41,30 @@ async fn nothing_follows_a_drain_and_the_signal_after_it_ends_at_once() {
     activator.kind(Kind::Ready).await;
     let (output, line) = sidecar.drain(&["--hold=0s"]).await;
     assert!(output.status.success() && line["complete"] == true, "{line}");
-    let (_, again) = sidecar.drain(&["--hold=1500ms"]).await;
+    let (_, again) = sidecar.drain(&["--hold=0s"]).await;
     assert_eq!(again["complete"], true, "asking again does no harm");
-    assert_eq!(activator.kinds().last(), Some(&Kind::Draining), "no heartbeat in more than a second");
+    let told = activator.count(activator.kinds().len() + 1).await;
+    let drains: Vec<_> = told.iter().skip_while(|told| told.event.kind != Kind::Draining).collect();
+    assert!(drains.iter().all(|told| told.event == drains[0].event), "{:?}", activator.kinds());
     sidecar.signal("TERM");
     assert!(sidecar.ended().await.success());
-    assert_eq!(activator.kinds().iter().filter(|&&kind| kind == Kind::Draining).count(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_has_forgotten_everything_hears_of_the_drain_again() {
+    let (app, activator) = (App::start().await, Activator::start([]).await);
+    activator.ask_for_heartbeats(1);
+    let sidecar = Sidecar::start(&[&app.probe(), &activator.flag()]).await;
+    activator.kind(Kind::NotReady).await;
+    let (_, line) = sidecar.drain(&["--hold=0s"]).await;
+    assert_eq!(line["complete"], true, "{line}");
+    activator.next(Answer::status(401));
+    let drains = activator.until("a drain with the token", |told| {
+        let drains: Vec<_> = told.iter().filter(|told| told.event.kind == Kind::Draining).cloned().collect();
+        drains.last().is_some_and(|told| told.token.is_some()).then_some(drains)
+    });
+    let drains = drains.await;
+    assert!(drains.len() >= 3 && drains.iter().all(|told| told.event == drains[0].event), "{:?}", activator.kinds());
 }
 
 #[tokio::test]

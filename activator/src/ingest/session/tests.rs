@@ -96,7 +96,7 @@ fn the_rules_of_the_wire_sentence_by_sentence() {
     ]);
     for (name, held, seed, boot, (kind, ready), expires, expected) in cases {
         let event = event("web-0", boot, kind, ready);
-        let then = match judge(held.as_ref(), key(seed).public_key(), &event, expires, moment(0)) {
+        let then = match Session::judge(held.as_ref(), key(seed).public_key(), &event, expires, moment(0)) {
             Ok(Judgement::Admit(session)) => {
                 assert_eq!(session.key, key(seed).public_key(), "{name}");
                 Holds(seed, session.boot.into(), session.binding_expires)

@@ -171,7 +171,7 @@ fn heartbeats_keep_the_pace_that_the_replica_asks_for_within_bounds() {
 }
 
 #[test]
-fn no_heartbeat_overtakes_a_state_and_none_follows_a_drain() {
+fn no_heartbeat_overtakes_a_state_and_in_place_of_one_the_drain_is_said_again() {
     let mut delivery = bound();
     delivery.state(statement(2, Kind::Ready), secs(9));
     answer(&mut delivery, &Reply::TryAgain { retry_after: Some(secs(30)) }, secs(9));
@@ -179,8 +179,37 @@ fn no_heartbeat_overtakes_a_state_and_none_follows_a_drain() {
     delivery.state(statement(3, Kind::Draining), secs(40));
     answer(&mut delivery, &applied(), secs(40));
     assert_eq!(delivery.settled(), Some((Kind::Draining, Settled::Acknowledged)));
-    delivery.token_rotated(secs(41));
-    assert_eq!(delivery.next(secs(1000)), Step::Rest);
+    let drain = statement(3, Kind::Draining);
+    for pace in [secs(50), secs(60)] {
+        assert_eq!(delivery.next(pace - millis(1)), Step::WaitUntil(pace));
+        assert_eq!(delivery.next(pace), Step::Send { state: Some(drain), with_token: false });
+        assert_eq!(answer(&mut delivery, &reply(Outcome::Duplicate, 5), pace).0, Kind::Draining);
+    }
+    delivery.token_rotated(secs(61));
+    assert_eq!(delivery.next(secs(61)), Step::Send { state: Some(drain), with_token: true });
+}
+
+#[test]
+fn a_replica_that_has_forgotten_an_acknowledged_drain_hears_it_again_with_the_token() {
+    let mut delivery = bound();
+    delivery.state(statement(2, Kind::Draining), secs(1));
+    answer(&mut delivery, &applied(), secs(1));
+    assert_eq!(answer(&mut delivery, &AGAIN, secs(11)), (Kind::Draining, false, None), "it starts anew");
+    assert_eq!(answer(&mut delivery, &Reply::TokenWanted, secs(12)), (Kind::Draining, false, None));
+    assert_eq!(answer(&mut delivery, &applied(), secs(12)), (Kind::Draining, true, None));
+    assert_eq!(delivery.settled(), Some((Kind::Draining, Settled::Acknowledged)));
+}
+
+#[test]
+fn a_refused_drain_is_said_again_once_its_cause_may_have_gone() {
+    let mut delivery = bound();
+    delivery.state(statement(2, Kind::Draining), secs(1));
+    answer(&mut delivery, &Reply::Refused, secs(1));
+    assert_eq!(delivery.settled(), Some((Kind::Draining, Settled::Refused)));
+    let again = secs(1) + REFUSED_HEARTBEAT;
+    assert_eq!(delivery.next(again - millis(1)), Step::WaitUntil(again));
+    assert_eq!(answer(&mut delivery, &applied(), again), (Kind::Draining, true, None));
+    assert_eq!(delivery.settled(), Some((Kind::Draining, Settled::Acknowledged)));
 }
 
 #[test]
@@ -237,7 +266,7 @@ proptest! {
         let (mut delivery, mut now, mut seq) = (new(), secs(0), 1);
         let send = |delivery: &mut Delivery<Doubling>, now, reply: &Reply| {
             let Step::Send { state, with_token } = delivery.next(now) else { return };
-            let undelivered = delivery.settled().is_none();
+            let undelivered = delivery.settled().is_none_or(|(kind, _)| kind == Kind::Draining);
             assert_eq!(state.is_some(), undelivered, "a heartbeat goes out only when the state has arrived");
             let sent = state.unwrap_or_else(|| statement(1 << 20, Kind::Heartbeat));
             delivery.replied(sent, with_token, reply, now);
@@ -258,6 +287,6 @@ proptest! {
         delivery.state(statement(seq + 1, Kind::Draining), now);
         send(&mut delivery, now, &applied());
         prop_assert_eq!(delivery.settled(), Some((Kind::Draining, Settled::Acknowledged)));
-        prop_assert_eq!(delivery.next(now + secs(1_000_000)), Step::Rest);
+        prop_assert_eq!(delivery.next(now), Step::WaitUntil(now + secs(10)));
     }
 }

@@ -38,7 +38,7 @@ impl Contender {
     /// A load for it.
     pub(super) fn load(&self, connections: usize, seconds: f64, rate: Option<f64>) -> Load {
         let hosts = vec![self.host.clone()];
-        Load { address: self.address, hosts, connections, seconds, rate, requests: None }
+        Load { address: self.address, hosts, kept: false, connections, seconds, rate, requests: None }
     }
 
     /// The CPU time that it has used.
@@ -167,5 +167,17 @@ backend out
 
 fn hyper(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> Result<Process> {
     ensure!(listen != backend, "one address for both");
-    child::start(MEASURED_CORE, folder, &["forward".to_owned(), listen.to_string(), backend.to_string()])
+    forward(folder, listen, &[backend])
+}
+
+fn forward(folder: &Path, listen: SocketAddr, backends: &[SocketAddr]) -> Result<Process> {
+    let addresses = [listen].into_iter().chain(backends.iter().copied()).map(|address| address.to_string());
+    child::start(MEASURED_CORE, folder, &["forward".to_owned()].into_iter().chain(addresses).collect::<Vec<_>>())
+}
+
+/// The bare loop over several backends in turn.
+pub(super) async fn hyper_loop(folder: &Path, backends: &[SocketAddr]) -> Result<(Contender, Process)> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let process = forward(folder, address, backends)?;
+    Ok((contender("hyper loop", address, process.id()).await?, process))
 }

@@ -25,7 +25,7 @@ use crate::proxy::follow::{self, Following};
 use crate::proxy::wake::Scaler;
 use crate::proxy::{self, Proxy};
 use crate::server::tls::{Tls, TlsError};
-use crate::server::{Limits, Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
+use crate::server::{Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
 use crate::table::Table;
 use crate::table::owner::{self, Clock, TableHandle};
 use crate::table::snapshot::{Feed, Groups};
@@ -33,7 +33,7 @@ use crate::table::snapshot::{Feed, Groups};
 /// Messages that may wait for the table besides those of requests under way, so that none of these is turned away.
 const TABLE_MESSAGES: usize = 16_384;
 
-/// Descriptors kept back for everything that is not a connection of the main listener.
+/// Descriptors kept back for everything that is not a connection of a listener or to a pod.
 const OTHER_DESCRIPTORS: usize = 512;
 
 /// How often ingest drops what has ended.
@@ -94,6 +94,7 @@ pub async fn run(
     metrics: PrometheusHandle,
     mut signals: impl Stream<Item = ()> + Unpin,
 ) -> Result<(), RunError> {
+    let config = within_descriptors(config);
     let tls = open_tls(&config.tls)?;
     let source = Source::open(&config.cluster).await?;
     let instance = random_name()?;
@@ -130,8 +131,7 @@ pub async fn run(
     if let (Some(tls), TlsConfig::Files(files)) = (&tls, &config.tls) {
         parts.add_endless("following the certificate", tls.clone().follow(vec![files.clone()]));
     }
-    let limits = Limits { connections: connections(config.limits.connections), ..config.limits };
-    let server = Server { name: "events", listener, tls, router, limits };
+    let server = Server { name: "events", listener, tls, router, limits: config.limits };
     let mut server = tokio::spawn(server.serve(shutdown));
 
     let failure = tokio::select! {
@@ -224,17 +224,37 @@ fn listen(listener: &'static str, address: SocketAddr) -> Result<TcpListener, Ru
     Ok(bound)
 }
 
-/// How many connections there are descriptors for. Beyond, idle connections must make room before the kernel refuses.
-fn connections(wanted: usize) -> usize {
+/// Has the bounds of all connections fit into the descriptors that there are: beyond a bound idle connections make room,
+/// beyond the descriptors the kernel refuses.
+fn within_descriptors(mut config: Config) -> Config {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // The soft limit is low for the sake of select(2), which is not used here.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
+    let Some(descriptors) = getrlimit(Resource::Nofile).current else { return config };
     let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    let mut bounds = vec![(1, &mut config.limits.connections)];
+    if let Some(RequestConfig { proxy, .. }) = &mut config.requests {
+        let listeners = if proxy.tls.is_some() { 2 } else { 1 };
+        bounds.extend([(listeners, &mut proxy.limits.connections), (1, &mut proxy.upstream_connections)]);
+    }
+    let wanted = fit(&mut bounds, most);
     if most < wanted {
         tracing::warn!(wanted, most, "the limit of open files allows fewer connections");
     }
-    wanted.min(most)
+    config
+}
+
+/// Makes bounds smaller, all by the same factor, until as many of each as it says are not more than `most` together.
+/// Returns how many they were.
+fn fit(bounds: &mut [(usize, &mut usize)], most: usize) -> usize {
+    let wanted = bounds.iter().map(|(times, bound)| bound.saturating_mul(*times)).fold(0, usize::saturating_add);
+    if most < wanted {
+        for (_, bound) in bounds {
+            let share = **bound as u128 * most as u128 / wanted as u128;
+            **bound = usize::try_from(share).unwrap_or(usize::MAX).max(1);
+        }
+    }
+    wanted
 }
 
 impl Source {

@@ -37,8 +37,8 @@ use forward::{Meters, Worker};
 use listener::Door;
 use route::Routes;
 use target::Backend;
-use upstream::Dialer;
 use upstream::trust::Trust;
+use upstream::{Dialer, Slots};
 
 /// How often connections to backends are looked through for those that nobody has used for long.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -58,6 +58,8 @@ pub struct ProxyConfig {
     pub workers: usize,
     /// Bounds of each listener, over all workers.
     pub limits: Limits,
+    /// Most connections to pods, over all workers.
+    pub upstream_connections: usize,
     /// How long a pod may take to accept a connection, and as long again for TLS.
     pub connect_timeout: Duration,
     /// How long a pod may take until its answer begins; for ever when none.
@@ -252,17 +254,18 @@ impl Start {
 
     async fn run(self) -> usize {
         let (sweeps, wanted) = mpsc::unbounded_channel();
+        let slots = Slots::new(self.config.upstream_connections / self.config.workers.max(1));
         let worker = Arc::new(Worker {
             index: self.index,
             routes: self.routes,
             trust: self.trust,
-            dialer: Dialer::new(self.config.connect_timeout),
+            dialer: Dialer::new(self.config.connect_timeout, Arc::clone(&slots)),
             meters: Meters::new(),
             response_timeout: self.config.response_timeout,
             access_log: self.config.access_log,
             sweeps,
         });
-        let sweeping = tokio::spawn(sweep(self.index, wanted));
+        let sweeping = tokio::spawn(sweep(self.index, wanted, slots));
         let doors = self.doors.into_iter().map(|door| {
             listener::run(
                 door,
@@ -284,15 +287,21 @@ impl Start {
     }
 }
 
-/// Closes connections of this worker that nobody has used for long.
-async fn sweep(index: usize, mut wanted: mpsc::UnboundedReceiver<Weak<Backend>>) {
+/// Closes connections of this worker that nobody has used for long, or sooner when there is no room for others.
+async fn sweep(index: usize, mut wanted: mpsc::UnboundedReceiver<Weak<Backend>>, slots: Arc<Slots>) {
     let mut backends: Vec<Weak<Backend>> = Vec::new();
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        let tight = tokio::select! {
+            _ = ticks.tick() => false,
+            () = slots.tight() => true,
+        };
         while let Ok(backend) = wanted.try_recv() {
             backends.push(backend);
+        }
+        if tight {
+            backends.iter().filter_map(Weak::upgrade).for_each(|backend| backend.pool(index).shed());
         }
         let now = Instant::now();
         backends.retain(|backend| backend.upgrade().is_some_and(|backend| backend.pool(index).sweep(now)));

@@ -288,6 +288,15 @@ impl Activator {
         self.folder.path().join("ca.crt")
     }
 
+    /// The same as text; none when it did not make its certificate itself.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn ca_pem(&self) -> Result<Option<String>> {
+        let made = self.spec.tls == Tls::SelfSigned;
+        Ok(if made { Some(std::fs::read_to_string(self.ca_file())?) } else { None })
+    }
+
     /// Asks its admin port.
     ///
     /// # Errors

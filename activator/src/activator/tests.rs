@@ -160,3 +160,15 @@ async fn an_address_that_is_taken_ends_the_start() {
     let ended = run(config, PrometheusBuilder::new().build_recorder().handle(), futures::stream::pending()).await;
     assert!(matches!(ended, Err(RunError::Bind { .. })), "{ended:?}");
 }
+
+#[test]
+fn bounds_of_connections_shrink_alike_until_there_are_descriptors_for_all() {
+    let (mut events, mut clients, mut pods) = (1000, 2000, 1000);
+    let mut bounds = [(1, &mut events), (2, &mut clients), (1, &mut pods)];
+    assert_eq!(fit(&mut bounds, 6000), 6000);
+    assert_eq!(fit(&mut bounds, 600), 6000);
+    assert_eq!((events, clients, pods), (100, 200, 100));
+    let mut most = usize::MAX;
+    fit(&mut [(2, &mut most)], 1);
+    assert_eq!(most, 1);
+}

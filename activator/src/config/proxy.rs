@@ -25,6 +25,12 @@ const MAX_HELD: &str = "20000";
 /// Requests held for one target: one busy target must leave room for the others.
 const MAX_HELD_PER_TARGET: &str = "10000";
 
+/// Connections of clients, as of sidecars.
+const MAX_CONNECTIONS: &str = "20000";
+
+/// Connections to pods: as many as clients have, should each of them have a request under way.
+const MAX_UPSTREAM_CONNECTIONS: &str = "20000";
+
 /// How long a pod may take to accept a connection: a second covers one lost SYN.
 const CONNECT_TIMEOUT: &str = "1s";
 
@@ -67,6 +73,12 @@ pub struct ProxyArgs {
     /// Most requests held for one target.
     #[arg(long, env = "PODLIGHT_MAX_HELD_PER_TARGET", default_value = MAX_HELD_PER_TARGET)]
     max_held_per_target: String,
+    /// Most connections of clients, at each of the listeners for requests.
+    #[arg(long, env = "PODLIGHT_PROXY_MAX_CONNECTIONS", default_value = MAX_CONNECTIONS)]
+    proxy_max_connections: String,
+    /// Most connections to pods.
+    #[arg(long, env = "PODLIGHT_MAX_UPSTREAM_CONNECTIONS", default_value = MAX_UPSTREAM_CONNECTIONS)]
+    max_upstream_connections: String,
     /// How long a pod may take to accept a connection.
     #[arg(long, env = "PODLIGHT_CONNECT_TIMEOUT", default_value = CONNECT_TIMEOUT)]
     connect_timeout: String,
@@ -128,6 +140,8 @@ impl ProxyArgs {
         let hold_timeout = faults.note("hold-timeout", timeout(&self.hold_timeout));
         let max_held = faults.note("max-held", count(&self.max_held));
         let max_held_per_target = faults.note("max-held-per-target", count(&self.max_held_per_target));
+        let connections = faults.note("proxy-max-connections", count(&self.proxy_max_connections));
+        let upstream_connections = faults.note("max-upstream-connections", count(&self.max_upstream_connections));
         let connect_timeout = faults.note("connect-timeout", timeout(&self.connect_timeout));
         let response_timeout = faults.note("response-timeout", span(&self.response_timeout));
         let cluster_ip_lag = faults.note("cluster-ip-lag", span(&self.cluster_ip_lag));
@@ -145,7 +159,8 @@ impl ProxyArgs {
                 listen: listen?,
                 tls: tls_listen.map(|address| (address, certificates)),
                 workers,
-                limits: limits?,
+                limits: Limits { connections: connections?, ..limits? },
+                upstream_connections: upstream_connections?,
                 connect_timeout: connect_timeout?,
                 response_timeout: response_timeout.filter(|timeout| !timeout.is_zero()),
                 trusted,

@@ -67,6 +67,9 @@ pub enum Fault {
     /// No connection to a pod could be made.
     #[error("cannot connect to a pod of the Service")]
     Refused,
+    /// There are as many connections to pods as there may be.
+    #[error("too many connections to pods are open")]
+    TooManyConnections,
     /// No connection to a pod was made in time.
     #[error("connecting to a pod of the Service took too long")]
     ConnectTimeout,
@@ -105,6 +108,7 @@ impl Fault {
             Self::Gone => "target-gone",
             Self::ShuttingDown => "shutting-down",
             Self::Refused => "connect",
+            Self::TooManyConnections => "connections",
             Self::ConnectTimeout => "connect-timeout",
             Self::Tls(_) => "tls",
             Self::Reset => "reset",
@@ -122,9 +126,12 @@ impl Fault {
             Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Unknown(_) => StatusCode::NOT_FOUND,
-            Self::NotListed | Self::Full | Self::Scale(_) | Self::Gone | Self::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NotListed
+            | Self::Full
+            | Self::Scale(_)
+            | Self::Gone
+            | Self::ShuttingDown
+            | Self::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unusable(_) | Self::Refused | Self::Tls(_) | Self::Reset | Self::Protocol => StatusCode::BAD_GATEWAY,
             Self::Deadline | Self::ConnectTimeout | Self::ResponseTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -154,6 +161,7 @@ impl Fault {
             | Self::Gone
             | Self::ShuttingDown
             | Self::Refused
+            | Self::TooManyConnections
             | Self::ConnectTimeout
             | Self::Tls(_)
             | Self::Reset

@@ -35,7 +35,7 @@ use super::headers::{self, Forwarding};
 use super::route::Routes;
 use super::target::{AppProtocol, Backend, BackendId, Lease, Refusal, Settings, Target};
 use super::upstream::trust::Trust;
-use super::upstream::{ConnectError, Dialer, Key, Link, Protocol, SURELY_OPEN};
+use super::upstream::{ConnectError, Dialer, Expected, Key, Link, Protocol, SURELY_OPEN, Turn};
 use crate::server::connections::Connection;
 
 /// How often a request is tried, each time with another backend if there is one.
@@ -138,7 +138,7 @@ impl Worker {
             // Boxed: a held request is not to take the room that one under way does.
             match Box::pin(self.attempt(client, &mut plan, lease, request)).await {
                 Ok(response) => return Ok(response),
-                Err(Failure { fault, retry }) if request.is_some() && tried.len() + 1 < TRIES => {
+                Err(Failure { fault, retry: Some(retry) }) if request.is_some() && tried.len() + 1 < TRIES => {
                     if matches!(fault, Fault::Tls(_)) {
                         // No time mends a certificate: another pod at once, or none.
                         deadline = tokio::time::Instant::now();
@@ -190,15 +190,14 @@ impl Worker {
         let within = if resendable { Duration::MAX } else { SURELY_OPEN };
         let mut reused = lease.backend().pool(self.index).reuse(&key, within);
         loop {
-            let was_there = reused.is_some();
-            let mut link = match reused.take() {
+            let (mut link, was_there) = match reused.take() {
                 Some(link) => {
                     self.meters.reused();
-                    link
+                    (link, true)
                 }
                 // Rare, and large: apart from what every request waits with.
-                None => match Box::pin(self.open(&lease, &key, plan.settings.protocol)).await {
-                    Ok(link) => link,
+                None => match Box::pin(self.open(&lease, &key, expected(plan))).await {
+                    Ok(opened) => opened,
                     Err(error) => return Err(not_opened(&lease, &error)),
                 },
             };
@@ -224,7 +223,7 @@ impl Worker {
             if unsent {
                 lease.refused();
             }
-            return Err(Failure { fault: lost.fault, retry: Retry::Reset });
+            return Err(Failure { fault: lost.fault, retry: Some(Retry::Reset) });
         }
     }
 
@@ -238,34 +237,48 @@ impl Worker {
         Ok(Key { address: lease.address(), name: name.transpose()? })
     }
 
-    /// Opens a connection. One of HTTP/2 is opened for all who wait for it.
-    async fn open(self: &Arc<Self>, lease: &Lease, key: &Key, protocol: AppProtocol) -> Result<Link, ConnectError> {
+    /// A connection to a backend that has none to spare: one is opened, or another request's comes first. True where it
+    /// had been used before.
+    async fn open(
+        self: &Arc<Self>,
+        lease: &Lease,
+        key: &Key,
+        expected: Expected,
+    ) -> Result<(Link, bool), ConnectError> {
         let pool = lease.backend().pool(self.index);
-        let _turn = match protocol {
-            AppProtocol::H2c => {
-                let failures = pool.failures();
-                let turn = pool.turn().await;
-                if let Some(link) = pool.reuse(key, Duration::MAX) {
+        let opening = loop {
+            match pool.turn(key, expected).await {
+                Turn::Open(opening) => break opening,
+                Turn::Failed(error) => return Err(error),
+                Turn::Take(Link::Http2(link)) => {
                     self.meters.reused();
-                    return Ok(link);
+                    return Ok((Link::Http2(link), false));
                 }
-                if pool.failures() != failures {
-                    return Err(ConnectError::Others);
+                Turn::Take(Link::Http1(mut link)) => {
+                    // What it carried before is over, but it may not have noticed yet.
+                    if link.sender.ready().await.is_ok() {
+                        self.meters.reused();
+                        return Ok((Link::Http1(link), true));
+                    }
                 }
-                Some(turn)
             }
-            AppProtocol::Http1 | AppProtocol::Https => None,
         };
-        let protocol = if protocol == AppProtocol::H2c { Protocol::Http2 } else { Protocol::Http1 };
+        let protocol = if expected == Expected::Http2 { Protocol::Http2 } else { Protocol::Http1 };
         let begun = Instant::now();
         let opened = self.dialer.open(key, protocol).await;
         self.meters.opened(begun.elapsed(), opened.is_ok());
-        match &opened {
-            Ok(Link::Http2(link)) if pool.offer(link) => self.sweep(lease),
-            Ok(_) => {}
-            Err(_) => pool.failed(),
+        match opened {
+            Ok(link) => {
+                if opening.done(&link) {
+                    self.sweep(lease);
+                }
+                Ok((link, false))
+            }
+            Err(error) => {
+                opening.failed(&error);
+                Err(error)
+            }
         }
-        opened
     }
 
     /// Has a backend's pool swept from now on.
@@ -295,7 +308,7 @@ impl Worker {
         match (response.status(), protocol) {
             (StatusCode::SWITCHING_PROTOCOLS, protocol) => {
                 let (Some((asked, theirs)), true) = (plan.upgrade.take(), carrier.is_http1()) else {
-                    return Err(Failure { fault: Fault::Protocol, retry: Retry::Reset });
+                    return Err(Failure { fault: Fault::Protocol, retry: Some(Retry::Reset) });
                 };
                 headers::set_upgrade(response.headers_mut(), protocol.unwrap_or(asked));
                 let tunnel = Tunnel::new(client, theirs, hyper::upgrade::on(&mut response), lease, &self.meters);
@@ -312,31 +325,41 @@ impl Worker {
     }
 }
 
+/// Which version of HTTP a connection for this request will speak.
+fn expected(plan: &Plan) -> Expected {
+    match (&plan.settings.tls, plan.settings.protocol) {
+        (Some(_), _) if plan.upgrade.is_none() => Expected::Either,
+        (None, AppProtocol::H2c) => Expected::Http2,
+        (Some(_), _) | (None, AppProtocol::Http1 | AppProtocol::Https) => Expected::Http1,
+    }
+}
+
 /// There is nothing to verify a backend with; there will not be for another.
 fn unverifiable(why: String, request: &mut Option<Request<Outgoing>>) -> Failure {
     *request = None;
-    Failure { fault: Fault::Tls(why), retry: Retry::Tls }
+    Failure { fault: Fault::Tls(why), retry: None }
 }
 
-/// A connection was not opened: nothing was sent.
+/// A connection was not opened: nothing was sent. Whoever tried is the one to tell on the backend.
 fn not_opened(lease: &Lease, error: &ConnectError) -> Failure {
     tracing::debug!(address = %lease.address(), error = error as &dyn std::error::Error, "no connection to a backend");
-    let (fault, retry) = match error {
-        ConnectError::TimedOut => {
-            lease.timed_out();
-            (Fault::ConnectTimeout, Retry::ConnectTimeout)
-        }
-        ConnectError::Tls(why) => {
-            lease.refused();
-            (Fault::Tls(why.to_string()), Retry::Tls)
-        }
-        ConnectError::Refused(_) | ConnectError::Http(_) => {
-            lease.refused();
-            (Fault::Refused, Retry::Connect)
-        }
-        ConnectError::Others => (Fault::Refused, Retry::Connect),
+    let (error, tried) = match error {
+        ConnectError::Others(error) => (&**error, false),
+        error => (error, true),
     };
-    Failure { fault, retry }
+    let (fault, retry) = match error {
+        // No other backend would be better off.
+        ConnectError::Full => return Failure { fault: Fault::TooManyConnections, retry: None },
+        ConnectError::TimedOut => (Fault::ConnectTimeout, Retry::ConnectTimeout),
+        ConnectError::Tls(why) => (Fault::Tls(why.to_string()), Retry::Tls),
+        ConnectError::Refused(_) | ConnectError::Http(_) | ConnectError::Others(_) => (Fault::Refused, Retry::Connect),
+    };
+    match retry {
+        Retry::ConnectTimeout if tried => lease.timed_out(),
+        _ if tried => lease.refused(),
+        _ => {}
+    }
+    Failure { fault, retry: Some(retry) }
 }
 
 #[cfg(test)]

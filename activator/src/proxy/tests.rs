@@ -31,6 +31,7 @@ pub(in crate::proxy) fn config() -> ProxyConfig {
         tls: None,
         workers: 1,
         limits: Limits { connections: 100, connections_per_source: 100, grace: LONG, timeouts },
+        upstream_connections: 100,
         connect_timeout: Duration::from_secs(1),
         response_timeout: None,
         trusted: Vec::new(),

@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
+/// In what `/proc/<pid>/stat` counts time: the kernel's `USER_HZ`, 100 on every architecture that this is built for.
+const TICKS_A_SECOND: f64 = 100.0;
+
 /// CPU time of another process, in nanoseconds from the scheduler (`/proc/<pid>/stat` has ticks of 10 ms).
 #[derive(Debug)]
 pub struct CpuMeter {
@@ -37,6 +40,19 @@ impl CpuMeter {
         ensure!(!self.threads.is_empty(), "process {} has no threads", self.process);
         Ok(Duration::from_nanos(self.threads.values().sum()))
     }
+}
+
+/// What a process has used in user space alone, by the scheduler's ticks: good for a share of seconds, not of milliseconds.
+///
+/// # Errors
+/// When the process has ended.
+pub fn user_cpu(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("no {path}: the process has ended"))?;
+    // The name, in parentheses, may hold anything; utime is the twelfth field behind it.
+    let ticks = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(11));
+    let ticks: f64 = ticks.with_context(|| format!("{path} has no utime"))?.parse()?;
+    Ok(Duration::from_secs_f64(ticks / TICKS_A_SECOND))
 }
 
 /// CPU time of the calling thread.

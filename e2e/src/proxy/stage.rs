@@ -346,7 +346,13 @@ impl<'a> Stage<'a> {
     pub fn reader(&self) -> Result<Reader> {
         match &self.ground {
             Ground::ControlPlane(scene) => scene.reader_of(self.activator()),
-            Ground::Manifests(manifests) => Reader::new(&self.activator().url(), &manifests.reader_token()?),
+            Ground::Manifests(manifests) => {
+                let (url, token) = (self.activator().url(), manifests.reader_token()?);
+                match self.activator().ca_pem()? {
+                    None => Reader::new(&url, &token),
+                    Some(ca_pem) => Reader::over_tls(&url, &token, &ca_pem),
+                }
+            }
         }
     }
 

@@ -18,8 +18,8 @@ use crate::proxy::upstream::Link;
 /// Why a backend did not answer a request.
 pub(super) struct Failure {
     pub(super) fault: Fault,
-    /// What the request would be sent again for.
-    pub(super) retry: Retry,
+    /// What the request would be sent again for; none where that would not help.
+    pub(super) retry: Option<Retry>,
 }
 
 /// An exchange that ended before an answer began.

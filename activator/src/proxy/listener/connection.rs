@@ -111,6 +111,8 @@ impl Context {
     /// Reads until it is clear which version this is. None when the client closes or takes too long.
     async fn first_bytes(&self, mut socket: Socket) -> Option<(Version, Vec<u8>)> {
         let reading = async {
+            // Whoever is silent takes no buffer.
+            socket.readable().await.ok()?;
             let mut ahead = Vec::with_capacity(FIRST_BYTES);
             while socket.read_buf(&mut ahead).await.is_ok_and(|read| read > 0) {
                 if let Some(version) = version(&ahead) {

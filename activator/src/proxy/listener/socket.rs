@@ -18,6 +18,11 @@ impl Socket {
         Self(Arc::new(stream))
     }
 
+    /// Returns once there may be something to read.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await
+    }
+
     /// Returns once the peer has ended its side, or the connection is broken: true when it is broken.
     pub(super) async fn ended(&self) -> bool {
         // What is called priority includes the end of what can be read, and leaves out that something can be read.

@@ -121,3 +121,34 @@ async fn several_workers_share_one_address() {
     }
     assert_eq!(scene.proxy.end().await, 0);
 }
+
+#[tokio::test]
+async fn a_request_beyond_the_most_connections_to_pods_is_told_so() {
+    let pod = Pod::new().await;
+    let few = ProxyConfig { upstream_connections: 1, connect_timeout: Duration::from_millis(100), ..config() };
+    let scene = Scene::start(few, settings(), &[pod.address]);
+    let mut first = scene.connect().await;
+    first.send(GET).await;
+    let mut there = pod.accept().await;
+    there.until("\r\n\r\n").await;
+    let second = scene.ask(GET).await;
+    assert!(second.starts_with("HTTP/1.1 503 ") && second.contains("podlight-error: connections\r\n"), "{second}");
+    assert!(second.contains("retry-after: "), "{second}");
+    // Nothing is held against the pod for that, and the one connection serves whoever comes next.
+    there.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    assert!(first.answer().await.starts_with("HTTP/1.1 200 "));
+    first.send(GET).await;
+    there.until("\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn idle_connections_to_pods_make_room_for_others() {
+    let (mut one, mut other) = (Echo::http1().await, Echo::http1().await);
+    let scene =
+        Scene::start(ProxyConfig { upstream_connections: 1, ..config() }, settings(), &[one.address, other.address]);
+    for _ in 0..20 {
+        let answer = scene.ask(GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    assert!(one.connections() > 0 && other.connections() > 0);
+}

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::slots::{Slots, Slotted};
 use super::trust::ALPN_HTTP2;
 use super::{Http1, Http2, Key, Link};
 
@@ -44,8 +46,10 @@ pub(in crate::proxy) enum ConnectError {
     Tls(#[source] Arc<io::Error>),
     #[error("no HTTP connection")]
     Http(#[source] Arc<hyper::Error>),
+    #[error("there are too many connections")]
+    Full,
     #[error("the connection that others opened failed")]
-    Others,
+    Others(#[source] Box<Self>),
 }
 
 /// Which version of HTTP the clear text is.
@@ -59,13 +63,14 @@ pub(in crate::proxy) enum Protocol {
 #[derive(Debug)]
 pub(in crate::proxy) struct Dialer {
     timeout: Duration,
+    slots: Arc<Slots>,
     http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
 }
 
 impl Dialer {
-    /// One that gives each of TCP and TLS this much time.
-    pub(in crate::proxy) fn new(timeout: Duration) -> Self {
+    /// One that gives each of TCP and TLS this much time, and has room for so many connections.
+    pub(in crate::proxy) fn new(timeout: Duration, slots: Arc<Slots>) -> Self {
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
@@ -74,15 +79,17 @@ impl Dialer {
             .max_header_list_size(HEADER_LIST_BYTES)
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT);
-        Self { timeout, http1: http1::Builder::new(), http2 }
+        Self { timeout, slots, http1: http1::Builder::new(), http2 }
     }
 
     /// Opens one; in the clear it speaks `protocol`, with TLS what is agreed.
     pub(in crate::proxy) async fn open(&self, key: &Key, protocol: Protocol) -> Result<Link, ConnectError> {
+        let slot = self.slots.take(self.timeout).await.ok_or(ConnectError::Full)?;
         let stream = self.in_time(TcpStream::connect(key.address)).await?.map_err(ConnectError::refused)?;
         // Without these it is slower, or learns later that the backend is gone; not wrong.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let stream = Slotted::new(stream, slot);
         let Some(name) = &key.name else { return self.shake(stream, key, protocol).await };
         let server_name = ServerName::try_from(name.name.to_string())
             .map_err(|error| ConnectError::tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
@@ -125,12 +132,22 @@ impl Dialer {
 
 impl ConnectError {
     fn refused(error: io::Error) -> Self {
-        if error.kind() == io::ErrorKind::TimedOut { Self::TimedOut } else { Self::Refused(Arc::new(error)) }
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            _ if is_ours(&error) => Self::Full,
+            _ => Self::Refused(Arc::new(error)),
+        }
     }
 
     fn tls(error: io::Error) -> Self {
         Self::Tls(Arc::new(error))
     }
+}
+
+/// Whether a connection was not even tried, since this process or machine has no descriptor, port or memory for it.
+fn is_ours(error: &io::Error) -> bool {
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| ours.contains(&error))
 }
 
 /// Has a connection's bytes moved until it ends. What goes wrong is told to the request on it.

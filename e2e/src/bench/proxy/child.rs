@@ -24,14 +24,11 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     let kind = arguments.next().context("which child?")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match kind.as_str() {
-        "backend" => {
-            let addresses = arguments.map(|address| Ok(address.parse()?)).collect::<Result<Vec<SocketAddr>>>()?;
-            runtime.block_on(replies::serve(addresses))
-        }
+        "backend" => runtime.block_on(replies::serve(addresses(arguments)?)),
         "forward" => {
-            let mut address = || Ok::<SocketAddr, anyhow::Error>(arguments.next().context("which address?")?.parse()?);
-            let (listen, to) = (address()?, address()?);
-            runtime.block_on(forward::serve(listen, to))
+            let addresses = addresses(arguments)?;
+            let (listen, to) = addresses.split_first().context("which address?")?;
+            runtime.block_on(forward::serve(*listen, to))
         }
         "load" => {
             let load: Load = serde_json::from_str(&arguments.next().context("which load?")?)?;
@@ -41,6 +38,10 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         }
         other => bail!("no child {other:?}"),
     }
+}
+
+fn addresses(texts: impl Iterator<Item = String>) -> Result<Vec<SocketAddr>> {
+    texts.map(|address| Ok(address.parse()?)).collect()
 }
 
 /// Starts a child on a core.

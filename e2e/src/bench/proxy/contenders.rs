@@ -38,7 +38,7 @@ impl Contender {
     /// A load for it.
     pub(super) fn load(&self, connections: usize, seconds: f64, rate: Option<f64>) -> Load {
         let hosts = vec![self.host.clone()];
-        Load { address: self.address, hosts, connections, seconds, rate, requests: None }
+        Load { address: self.address, hosts, kept: false, connections, seconds, rate, requests: None }
     }
 
     /// The CPU time that it has used.
@@ -106,8 +106,15 @@ pub(super) fn id(activator: &Activator) -> Result<u32> {
 }
 
 fn nginx(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> Result<Process> {
-    let prefix = folder.join("nginx");
+    nginx_over(folder, listen, &[backend])
+}
+
+/// nginx, which has the power of two choices as we do.
+fn nginx_over(folder: &Path, listen: SocketAddr, backends: &[SocketAddr]) -> Result<Process> {
+    let prefix = folder.join(format!("nginx-{}", listen.port()));
     fs::create_dir(&prefix)?;
+    let servers: String = backends.iter().map(|backend| format!("server {backend}; ")).collect();
+    let balance = if backends.len() > 1 { "random two least_conn;" } else { "" };
     let prefix = prefix.display();
     let text = format!(
         "daemon off; master_process off; worker_processes 1; error_log {prefix}/error.log error; pid {prefix}/pid;
@@ -118,7 +125,7 @@ http {{
   tcp_nodelay on;
   client_body_temp_path {prefix}/a; proxy_temp_path {prefix}/b; fastcgi_temp_path {prefix}/c;
   uwsgi_temp_path {prefix}/d; scgi_temp_path {prefix}/e;
-  upstream backend {{ server {backend}; keepalive 256; keepalive_requests 1000000000; }}
+  upstream backend {{ {balance} {servers} keepalive 1024; keepalive_requests 1000000000; }}
   server {{
     listen {listen} backlog=4096;
     location / {{
@@ -133,7 +140,7 @@ http {{
 }}
 "
     );
-    let file = folder.join("nginx.conf");
+    let file = folder.join(format!("nginx-{}.conf", listen.port()));
     fs::write(&file, text)?;
     let file = file.to_str().context("a path that is no text")?;
     let error_log = format!("{prefix}/start.log");
@@ -167,5 +174,33 @@ backend out
 
 fn hyper(folder: &Path, listen: SocketAddr, backend: SocketAddr) -> Result<Process> {
     ensure!(listen != backend, "one address for both");
-    child::start(MEASURED_CORE, folder, &["forward".to_owned(), listen.to_string(), backend.to_string()])
+    forward(folder, listen, &[backend])
+}
+
+fn forward(folder: &Path, listen: SocketAddr, backends: &[SocketAddr]) -> Result<Process> {
+    let addresses = [listen].into_iter().chain(backends.iter().copied()).map(|address| address.to_string());
+    child::start(MEASURED_CORE, folder, &["forward".to_owned()].into_iter().chain(addresses).collect::<Vec<_>>())
+}
+
+/// The bare loop over several backends in turn.
+pub(super) async fn hyper_loop(folder: &Path, backends: &[SocketAddr]) -> Result<(Contender, Process)> {
+    over(folder, "hyper loop", forward, backends).await
+}
+
+/// nginx over several backends by the power of two choices.
+pub(super) async fn two_choices(folder: &Path, backends: &[SocketAddr]) -> Result<(Contender, Process)> {
+    install().await?;
+    over(folder, "nginx", nginx_over, backends).await
+}
+
+async fn over(
+    folder: &Path,
+    name: &'static str,
+    start: fn(&Path, SocketAddr, &[SocketAddr]) -> Result<Process>,
+    backends: &[SocketAddr],
+) -> Result<(Contender, Process)> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+    let process = start(folder, address, backends)?;
+    let contender = contender(name, address, process.id()).await;
+    Ok((contender.with_context(|| process.log_tail())?, process))
 }

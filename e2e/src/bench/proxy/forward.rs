@@ -1,10 +1,12 @@
-//! The least that a proxy on hyper can be: an HTTP/1.1 server that hands each request to a pooled client, one backend, no
-//! decision of any kind. What a proxy on hyper costs beyond this is its own doing.
+//! The least that a proxy on hyper can be: an HTTP/1.1 server that hands each request to a pooled client, one backend or several in
+//! turn, no decision of any kind. What a proxy on hyper costs beyond this is its own doing.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::Either;
@@ -18,18 +20,23 @@ use tokio::net::TcpListener;
 
 type Forwarder = Client<HttpConnector, Incoming>;
 
-/// Forwards everything to one address. Returns only when it cannot.
-pub(super) async fn serve(listen: SocketAddr, to: SocketAddr) -> Result<()> {
+/// Forwards everything to these addresses in turn. Returns only when it cannot.
+pub(super) async fn serve(listen: SocketAddr, to: &[SocketAddr]) -> Result<()> {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     let client: Forwarder = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-    let authority: Authority = to.to_string().parse()?;
+    let authorities = to.iter().map(|to| Ok(to.to_string().parse()?)).collect::<Result<Arc<[Authority]>>>()?;
+    ensure!(!authorities.is_empty(), "nowhere to forward to");
+    let next = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         stream.set_nodelay(true)?;
-        let (client, authority) = (client.clone(), authority.clone());
-        let service = service_fn(move |request| forward(client.clone(), authority.clone(), request));
+        let (client, authorities, next) = (client.clone(), Arc::clone(&authorities), Arc::clone(&next));
+        let service = service_fn(move |request| {
+            let at = next.fetch_add(1, Ordering::Relaxed) % authorities.len();
+            forward(client.clone(), authorities[at].clone(), request)
+        });
         tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }

@@ -45,10 +45,14 @@ pub(super) async fn measure() -> Result<Vec<Row>> {
 }
 
 async fn stage() -> Result<Stage<'static>> {
-    let room = "30000";
+    // All from one address, and no more than 20 000 descriptors together.
+    let (many, more) = (MANY.to_string(), (MANY + 500).to_string());
     let stage = Stage::standalone_with(|spec| {
-        let spec = spec.flag("log", "warn").flag("max-held", "20000").flag("max-held-per-target", "10000");
-        spec.flag("hold-timeout", "120s").flag("max-connections", room).flag("max-connections-per-source", room)
+        let spec = spec.flag("log", "warn").flag("max-held", &many).flag("max-held-per-target", &many);
+        let spec = spec.flag("hold-timeout", "120s").flag("max-connections-per-source", &more);
+        spec.flag("proxy-max-connections", &more)
+            .flag("max-connections", "500")
+            .flag("max-upstream-connections", "5000")
     })
     .await?;
     stage.create_service(stage.service("web")).await?;
@@ -111,6 +115,7 @@ async fn memory(folder: &Path) -> Result<Vec<Row>> {
     let warm = Load {
         address: stage.proxy()?,
         hosts: vec![stage.host("web")],
+        kept: false,
         connections: 64,
         seconds: 600.0,
         rate: None,

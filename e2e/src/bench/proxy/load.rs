@@ -35,6 +35,8 @@ pub struct Load {
     pub address: SocketAddr,
     /// What is in `Host`, one after the other.
     pub hosts: Vec<String>,
+    /// Each connection asks for one of them only, instead of all connections together for one after the other.
+    pub kept: bool,
     /// Kept connections.
     pub connections: usize,
     /// How long.
@@ -92,6 +94,7 @@ impl Report {
 struct Desk {
     address: SocketAddr,
     requests: Vec<Vec<u8>>,
+    kept: bool,
     next: RefCell<usize>,
     /// When requests were due that no connection has taken yet.
     due: RefCell<VecDeque<Instant>>,
@@ -107,6 +110,7 @@ pub(super) async fn run(load: Load) -> Result<Report> {
     let desk = Rc::new(Desk {
         address: load.address,
         requests: load.hosts.iter().map(|host| head(host).into_bytes()).collect(),
+        kept: load.kept,
         next: RefCell::default(),
         due: RefCell::default(),
         wake: Notify::new(),
@@ -152,13 +156,14 @@ async fn closed(desk: &Rc<Desk>, connections: Vec<Connection>, pace: Pace) -> Re
     let share = pace.most.div_ceil(connections.len() as u64);
     let tasks: Vec<_> = connections
         .into_iter()
-        .map(|mut connection| {
+        .enumerate()
+        .map(|(number, mut connection)| {
             let desk = Rc::clone(desk);
             tokio::task::spawn_local(async move {
                 let mut asked = 0;
                 while asked < share && Instant::now() < pace.end {
                     asked += 1;
-                    if !desk.ask(&mut connection, Instant::now()).await {
+                    if !desk.ask(&mut connection, number, Instant::now()).await {
                         connection = Connection::open(desk.address).await?;
                     }
                 }
@@ -177,7 +182,8 @@ async fn open(desk: &Rc<Desk>, connections: Vec<Connection>, rate: f64, pace: Pa
     let interval = Duration::from_secs_f64(1.0 / rate);
     let tasks: Vec<_> = connections
         .into_iter()
-        .map(|mut connection| {
+        .enumerate()
+        .map(|(number, mut connection)| {
             let desk = Rc::clone(desk);
             tokio::task::spawn_local(async move {
                 loop {
@@ -185,7 +191,7 @@ async fn open(desk: &Rc<Desk>, connections: Vec<Connection>, rate: f64, pace: Pa
                         desk.wake.notified().await;
                         continue;
                     };
-                    if !desk.ask(&mut connection, due).await {
+                    if !desk.ask(&mut connection, number, due).await {
                         // The next one finds out when it still refuses.
                         while let Err(error) = Connection::open(desk.address).await.map(|fresh| connection = fresh) {
                             desk.fail(&format!("{error:#}"));
@@ -221,8 +227,9 @@ impl Desk {
     }
 
     /// Asks once. False when the connection is of no more use.
-    async fn ask(&self, connection: &mut Connection, due: Instant) -> bool {
-        let at = self.next.replace_with(|next| (*next + 1) % self.requests.len());
+    async fn ask(&self, connection: &mut Connection, number: usize, due: Instant) -> bool {
+        let all = self.requests.len();
+        let at = if self.kept { number % all } else { self.next.replace_with(|next| (*next + 1) % all) };
         let answer = tokio::time::timeout(PATIENCE, connection.exchange(&self.requests[at])).await;
         match answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
             Ok(200) => {

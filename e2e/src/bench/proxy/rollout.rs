@@ -34,7 +34,8 @@ pub(super) async fn measure() -> Result<Vec<Row>> {
         pods.push(start(&stage, &format!("web-0-{n}")).await?);
     }
     let (address, hosts) = (stage.proxy()?, vec![stage.host("web")]);
-    let wanted = Load { address, hosts, connections: 32, seconds: SECONDS, rate: Some(RATE), requests: None };
+    let wanted =
+        Load { address, hosts, kept: false, connections: 32, seconds: SECONDS, rate: Some(RATE), requests: None };
     let loading = tokio::spawn(async move { load(&wanted).await });
     for update in 1..=UPDATES {
         for (n, pod) in pods.iter_mut().enumerate() {

@@ -1,0 +1,94 @@
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use super::*;
+
+fn key() -> Key {
+    Key { address: SocketAddr::from(([127, 0, 0, 1], 80)), name: None }
+}
+
+fn open<'a>(pool: &'a Pool, expected: Expected) -> Option<Opening<'a>> {
+    match pool.turn(&key(), expected).now_or_never()? {
+        Turn::Open(opening) => Some(opening),
+        Turn::Take(_) | Turn::Failed(_) => None,
+    }
+}
+
+/// A connection, and the end of it that is to stay.
+async fn connection() -> (Http1, tokio::io::DuplexStream) {
+    let (near, far) = tokio::io::duplex(64);
+    let (sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("nothing is sent");
+    tokio::spawn(connection);
+    (Http1 { key: key(), sender }, far)
+}
+
+#[tokio::test]
+async fn a_burst_opens_as_many_as_it_needs_within_a_bound() {
+    let pool = Pool::default();
+    let mut opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
+    let waiting = pool.turn(&key(), Expected::Http1);
+    tokio::pin!(waiting);
+    assert!(waiting.as_mut().now_or_never().is_none());
+    let (link, _far) = connection().await;
+    opening.pop().flatten().expect("may open").done(&Link::Http1(link));
+    assert!(matches!(waiting.now_or_never(), Some(Turn::Open(_))));
+}
+
+#[tokio::test]
+async fn what_is_shared_is_opened_once_for_a_hundred() {
+    for expected in [Expected::Http2, Expected::Either] {
+        let pool = Pool::default();
+        pool.lock().shares = Some(true);
+        let first = open(&pool, expected);
+        assert!(first.is_some());
+        let mut waiting: Vec<_> = (0..STREAMS).map(|_| Box::pin(pool.turn(&key(), expected))).collect();
+        assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+        assert!(open(&pool, expected).is_some());
+    }
+}
+
+#[tokio::test]
+async fn until_the_first_handshake_is_over_all_wait_for_it() {
+    let pool = Pool::default();
+    let first = open(&pool, Expected::Either).expect("may open");
+    let mut waiting: Vec<_> = (0..3 * STREAMS).map(|_| Box::pin(pool.turn(&key(), Expected::Either))).collect();
+    assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+    let (link, _far) = connection().await;
+    first.done(&Link::Http1(link));
+    let turns: Vec<_> = waiting.iter_mut().filter_map(|waiting| waiting.now_or_never()).collect();
+    assert_eq!(turns.len(), MOST_OPENING);
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_goes_to_whoever_waits() {
+    let pool = Pool::default();
+    let _opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
+    let mut left = Box::pin(pool.turn(&key(), Expected::Http1));
+    let mut next = Box::pin(pool.turn(&key(), Expected::Http1));
+    assert!(left.as_mut().now_or_never().is_none() && next.as_mut().now_or_never().is_none());
+    let (link, _far) = connection().await;
+    assert!(!pool.put(link));
+    // Whoever leaves with something in hand leaves it to the next.
+    drop(left);
+    assert!(matches!(next.now_or_never(), Some(Turn::Take(Link::Http1(_)))));
+}
+
+#[tokio::test]
+async fn whoever_waits_learns_of_a_failure_and_of_one_who_gave_up() {
+    let pool = Pool::default();
+    let first = open(&pool, Expected::Http2).expect("may open");
+    let mut waiting = Box::pin(pool.turn(&key(), Expected::Http2));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    drop(first);
+    let Some(Turn::Open(second)) = waiting.now_or_never() else { panic!("its turn has come") };
+    let mut waiting = Box::pin(pool.turn(&key(), Expected::Http2));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    second.failed(&ConnectError::Refused(Arc::new(io::ErrorKind::ConnectionRefused.into())));
+    assert!(matches!(waiting.now_or_never(), Some(Turn::Failed(ConnectError::Others(_)))));
+    assert!(open(&pool, Expected::Http2).is_some());
+}

@@ -25,6 +25,9 @@ const MAX_HELD: &str = "20000";
 /// Requests held for one target: one busy target must leave room for the others.
 const MAX_HELD_PER_TARGET: &str = "10000";
 
+/// MiB that bodies of held requests may take: enough for 8192 whose length is not known, as those of gRPC.
+const MAX_HELD_BODY_MIB: &str = "512";
+
 /// How long a pod may take to accept a connection: a second covers one lost SYN.
 const CONNECT_TIMEOUT: &str = "1s";
 
@@ -67,6 +70,9 @@ pub struct ProxyArgs {
     /// Most requests held for one target.
     #[arg(long, env = "PODLIGHT_MAX_HELD_PER_TARGET", default_value = MAX_HELD_PER_TARGET)]
     max_held_per_target: String,
+    /// Most MiB of bodies that may be in memory while their requests are held.
+    #[arg(long, env = "PODLIGHT_MAX_HELD_BODY_MIB", default_value = MAX_HELD_BODY_MIB)]
+    max_held_body_mib: String,
     /// How long a pod may take to accept a connection.
     #[arg(long, env = "PODLIGHT_CONNECT_TIMEOUT", default_value = CONNECT_TIMEOUT)]
     connect_timeout: String,
@@ -128,6 +134,7 @@ impl ProxyArgs {
         let hold_timeout = faults.note("hold-timeout", timeout(&self.hold_timeout));
         let max_held = faults.note("max-held", count(&self.max_held));
         let max_held_per_target = faults.note("max-held-per-target", count(&self.max_held_per_target));
+        let max_held_body = faults.note("max-held-body-mib", count(&self.max_held_body_mib));
         let connect_timeout = faults.note("connect-timeout", timeout(&self.connect_timeout));
         let response_timeout = faults.note("response-timeout", span(&self.response_timeout));
         let cluster_ip_lag = faults.note("cluster-ip-lag", span(&self.cluster_ip_lag));
@@ -158,6 +165,7 @@ impl ProxyArgs {
                 hold: HoldConfig {
                     max_held_per_target: max_held_per_target?,
                     max_held: max_held?,
+                    max_held_body: (max_held_body? as u64) << 20,
                     cluster_ip_lag: cluster_ip_lag?,
                     workers,
                 },

@@ -200,14 +200,15 @@ fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<
 }
 
 fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
-    match config {
-        TlsConfig::Files(files) => Tls::from_files(files).map(Some),
-        TlsConfig::SelfSigned { names, ca_out } => Tls::self_signed(names, ca_out.as_deref()).map(Some),
+    let tls = match config {
+        TlsConfig::Files(files) => Tls::from_files(files)?,
+        TlsConfig::SelfSigned { names, ca_out } => Tls::self_signed(names, ca_out.as_deref())?,
         TlsConfig::Plaintext => {
             tracing::warn!("serving without TLS: tokens can be read on the wire");
-            Ok(None)
+            return Ok(None);
         }
-    }
+    };
+    Ok(Some(tls.shown_by("events")))
 }
 
 /// A name that no other process has, so that nobody resumes a watch in the wrong one.

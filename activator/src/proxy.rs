@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use metrics::gauge;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -29,6 +30,9 @@ pub mod status;
 pub mod target;
 pub mod upstream;
 pub mod wake;
+
+#[cfg(feature = "fuzzing")]
+pub use guard::{FuzzedGuard, fuzz as fuzz_guard};
 
 use crate::server::connections::Connections;
 use crate::server::tls::{Files, Tls, TlsError};
@@ -120,7 +124,7 @@ impl Proxy {
         let (tls, files) = match &config.tls {
             None => (None, None),
             Some((address, files)) => {
-                let tls = Tls::from_several(files)?;
+                let tls = Tls::from_several(files)?.shown_by("proxy-tls");
                 (
                     Some(Port::bind("proxy-tls", *address, Some(tls.clone()), &config, workers)?),
                     Some((tls, files.clone())),
@@ -287,16 +291,22 @@ impl Start {
     }
 }
 
-/// Closes connections of this worker that nobody has used for long, or sooner when there is no room for others.
+/// Closes connections of this worker that nobody has used for long, or sooner when there is no room for others, and tells
+/// how many tasks it has.
 async fn sweep(index: usize, mut wanted: mpsc::UnboundedReceiver<Weak<Backend>>, slots: Arc<Slots>) {
     let mut backends: Vec<Weak<Backend>> = Vec::new();
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let tasks = gauge!("podlight_proxy_tasks", "worker" => index.to_string());
+    let runtime = tokio::runtime::Handle::current().metrics();
     loop {
         let tight = tokio::select! {
             _ = ticks.tick() => false,
             () = slots.tight() => true,
         };
+        // Exact in an f64, however many there are.
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        tasks.set(runtime.num_alive_tasks() as f64);
         while let Ok(backend) = wanted.try_recv() {
             backends.push(backend);
         }

@@ -30,6 +30,8 @@ const MAX_CONNECTIONS: &str = "20000";
 
 /// Connections to pods: as many as clients have, should each of them have a request under way.
 const MAX_UPSTREAM_CONNECTIONS: &str = "20000";
+/// MiB that bodies of held requests may take: enough for 8192 whose length is not known, as those of gRPC.
+const MAX_HELD_BODY_MIB: &str = "512";
 
 /// How long a pod may take to accept a connection: a second covers one lost SYN.
 const CONNECT_TIMEOUT: &str = "1s";
@@ -79,6 +81,9 @@ pub struct ProxyArgs {
     /// Most connections to pods.
     #[arg(long, env = "PODLIGHT_MAX_UPSTREAM_CONNECTIONS", default_value = MAX_UPSTREAM_CONNECTIONS)]
     max_upstream_connections: String,
+    /// Most MiB of bodies that may be in memory while their requests are held.
+    #[arg(long, env = "PODLIGHT_MAX_HELD_BODY_MIB", default_value = MAX_HELD_BODY_MIB)]
+    max_held_body_mib: String,
     /// How long a pod may take to accept a connection.
     #[arg(long, env = "PODLIGHT_CONNECT_TIMEOUT", default_value = CONNECT_TIMEOUT)]
     connect_timeout: String,
@@ -142,6 +147,7 @@ impl ProxyArgs {
         let max_held_per_target = faults.note("max-held-per-target", count(&self.max_held_per_target));
         let connections = faults.note("proxy-max-connections", count(&self.proxy_max_connections));
         let upstream_connections = faults.note("max-upstream-connections", count(&self.max_upstream_connections));
+        let max_held_body = faults.note("max-held-body-mib", count(&self.max_held_body_mib));
         let connect_timeout = faults.note("connect-timeout", timeout(&self.connect_timeout));
         let response_timeout = faults.note("response-timeout", span(&self.response_timeout));
         let cluster_ip_lag = faults.note("cluster-ip-lag", span(&self.cluster_ip_lag));
@@ -173,6 +179,7 @@ impl ProxyArgs {
                 hold: HoldConfig {
                     max_held_per_target: max_held_per_target?,
                     max_held: max_held?,
+                    max_held_body: (max_held_body? as u64) << 20,
                     cluster_ip_lag: cluster_ip_lag?,
                     workers,
                 },

@@ -22,6 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a known Secret is read again: as often as a kubelet brings a mounted one up to date.
 const READ_EVERY: Duration = Duration::from_secs(60);
 
+/// How soon one that cannot be used is read again: who has just made it, or the right to read it, waits for that.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// The key of the certificates in a Secret, as cert-manager has it.
 const CA: &str = "ca.crt";
 
@@ -58,7 +61,7 @@ const fn reason(fault: &TargetFault) -> Reason {
 /// Reads the Secrets that targets name, and reads them again. What was read last holds until there is something better.
 /// Never returns.
 pub async fn follow_secrets(api: Api, routes: Routes, trust: Arc<Trust>) {
-    let mut due: HashMap<(Arc<str>, Arc<str>), Instant> = HashMap::new();
+    let mut due: HashMap<(Arc<str>, Arc<str>), Due> = HashMap::new();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -74,12 +77,27 @@ pub async fn follow_secrets(api: Api, routes: Routes, trust: Arc<Trust>) {
         });
         let now = Instant::now();
         for name in wanted {
-            if due.get(&name).is_none_or(|at| *at <= now) {
-                read(&api, &trust, &name.0, &name.1).await;
-                due.insert(name, now + READ_EVERY);
+            let before = due.get(&name);
+            if before.is_none_or(|due| due.at <= now) {
+                let failure = read(&api, &trust, &name.0, &name.1).await.err();
+                let told = before.and_then(|due| due.failure.as_ref());
+                if let Some(failure) = &failure
+                    && told != Some(failure)
+                {
+                    let (namespace, secret) = (&*name.0, &*name.1);
+                    tracing::warn!(namespace, secret, failure, "a Secret with CA certificates cannot be used");
+                }
+                let at = now + if failure.is_some() { AGAIN_AFTER } else { READ_EVERY };
+                due.insert(name, Due { at, failure });
             }
         }
     }
+}
+
+/// When to read a Secret next, and why it could not be used the last time.
+struct Due {
+    at: Instant,
+    failure: Option<String>,
 }
 
 fn wanted(routes: &Routes) -> HashSet<(Arc<str>, Arc<str>)> {
@@ -94,11 +112,12 @@ fn wanted(routes: &Routes) -> HashSet<(Arc<str>, Arc<str>)> {
     of.collect()
 }
 
-async fn read(api: &Api, trust: &Trust, namespace: &str, name: &str) {
+/// Why it cannot be used, where it cannot.
+async fn read(api: &Api, trust: &Trust, namespace: &str, name: &str) -> Result<(), String> {
     let failure = match api.secret(namespace, name).await {
         Ok(data) => match data.get(CA) {
             Some(pem) => match trust.set_secret(namespace, name, Some(pem)) {
-                Ok(()) => return,
+                Ok(()) => return Ok(()),
                 Err(error) => error.to_string(),
             },
             None => format!("there is no {CA} in it"),
@@ -106,5 +125,5 @@ async fn read(api: &Api, trust: &Trust, namespace: &str, name: &str) {
         Err(error) => error.to_string(),
     };
     counter!("podlight_proxy_secret_failures_total").increment(1);
-    tracing::warn!(namespace, secret = name, failure, "a Secret with CA certificates cannot be used");
+    Err(failure)
 }

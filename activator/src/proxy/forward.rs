@@ -82,6 +82,8 @@ struct Plan {
     upgrade: Option<(HeaderValue, OnUpgrade)>,
     /// The client sends its body only once it is told to.
     expects: bool,
+    /// Bytes of its body that may be in memory before it is read.
+    ahead: u32,
 }
 
 impl Worker {
@@ -123,8 +125,9 @@ impl Worker {
         let mut deadline = tokio::time::Instant::now() + plan.settings.hold_timeout;
         let mut tried: Vec<BackendId> = Vec::new();
         let mut failed: Option<Fault> = None;
+        let mut planned_now = true;
         loop {
-            let lease = match plan.target.admit(&tried, deadline).await {
+            let lease = match plan.target.admit(&tried, deadline, plan.ahead).await {
                 Ok(lease) => lease,
                 // What went wrong before says more than that nothing came of waiting.
                 Err(Refusal::Deadline) if failed.is_some() => return Err(failed.unwrap_or(Fault::Deadline)),
@@ -134,10 +137,18 @@ impl Worker {
             if let (Some(request), Some(host)) = (request.as_mut(), plan.host.take()) {
                 client.forwarding.apply(request.headers_mut(), host);
             }
-            let backend = *lease.backend().id();
+            if !std::mem::take(&mut planned_now) || lease.held().is_some() {
+                // The backend is there under the settings of now.
+                plan.settings = plan.target.settings();
+            }
+            let (backend, guess) = (*lease.backend().id(), lease.is_guess());
             // Boxed: a held request is not to take the room that one under way does.
             match Box::pin(self.attempt(client, &mut plan, lease, request)).await {
                 Ok(response) => return Ok(response),
+                // Nobody said that it was there: it is held for whatever comes first. Or it is there no more.
+                Err(Failure { retry: Some(retry), .. }) if request.is_some() && retry.is_no_try(guess) => {
+                    self.meters.retried(retry);
+                }
                 Err(Failure { fault, retry: Some(retry) }) if request.is_some() && tried.len() + 1 < TRIES => {
                     if matches!(fault, Fault::Tls(_)) {
                         // No time mends a certificate: another pod at once, or none.
@@ -166,6 +177,7 @@ impl Worker {
         }
         let changes = request.version() == Version::HTTP_11 && bodiless && settings.protocol != AppProtocol::H2c;
         let protocol = changes.then(|| headers::upgrade(request.headers())).flatten();
+        let ahead = request.body().ahead(request.version());
         let host = headers::host_value(request);
         let headers = request.headers_mut();
         headers::strip_hop_by_hop(headers);
@@ -174,7 +186,7 @@ impl Worker {
             headers::set_upgrade(request.headers_mut(), protocol.clone());
             (protocol, hyper::upgrade::on(request))
         });
-        Ok(Plan { target, settings, host: Some(host), upgrade, expects })
+        Ok(Plan { target, settings, host: Some(host), upgrade, expects, ahead })
     }
 
     /// Tries one backend. The request is there again afterwards if it may be sent to another.
@@ -201,6 +213,9 @@ impl Worker {
                     Err(error) => return Err(not_opened(&lease, &error)),
                 },
             };
+            if lease.backend().is_gone() {
+                return Err(Failure { fault: Fault::Refused, retry: Some(Retry::Replaced) });
+            }
             let head = request.as_ref().and_then(Head::of);
             let begun = Instant::now();
             let lost = match self.exchange(&mut link, request, plan).await {
@@ -215,7 +230,8 @@ impl Worker {
             if !unsent && (resendable || lost.unprocessed) {
                 *request = head.map(Head::request);
             }
-            if was_there && request.is_some() {
+            let timed_out = lost.fault == Fault::ResponseTimeout;
+            if was_there && request.is_some() && !timed_out {
                 // Its other end had been closed: that says nothing about the backend.
                 self.meters.retried(Retry::Stale);
                 continue;
@@ -223,7 +239,8 @@ impl Worker {
             if unsent {
                 lease.refused();
             }
-            return Err(Failure { fault: lost.fault, retry: Some(Retry::Reset) });
+            let retry = if timed_out { Retry::ResponseTimeout } else { Retry::Reset };
+            return Err(Failure { fault: lost.fault, retry: Some(retry) });
         }
     }
 
@@ -234,7 +251,8 @@ impl Worker {
             let namespace = &plan.target.key().namespace;
             self.trust.name(namespace, &tls.server_name, tls.ca_secret.as_ref(), plan.upgrade.is_some())
         });
-        Ok(Key { address: lease.address(), name: name.transpose()? })
+        let (address, other) = lease.backend().addresses();
+        Ok(Key { address, other, name: name.transpose()? })
     }
 
     /// A connection to a backend that has none to spare: one is opened, or another request's comes first. True where it

@@ -118,6 +118,12 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
 pub(super) fn into_http1<B>(request: &mut Request<B>) {
     let from_http2 = request.version() == Version::HTTP_2;
     *request.version_mut() = Version::HTTP_11;
+    if request.headers().contains_key(TE) {
+        // It concerns this connection only, and has to say so (RFC 9110 §10.1.4).
+        let upgrades = request.headers().contains_key(UPGRADE);
+        let options = HeaderValue::from_static(if upgrades { "upgrade, te" } else { "te" });
+        request.headers_mut().insert(CONNECTION, options);
+    }
     if let Some(authority) = request.uri().authority() {
         let host = HeaderValue::from_str(authority.as_str());
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -141,6 +147,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 /// Makes a request one of HTTP/2: its target with scheme and authority, no `Host`.
 pub(super) fn into_http2<B>(request: &mut Request<B>, scheme: Scheme) {
     *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(CONNECTION);
     let host = request.headers_mut().remove(HOST);
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     if parts.authority.is_none() {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
@@ -27,13 +28,14 @@ use connection::{MOST_HEAD_BYTES, serve};
 
 /// Most bytes that hyper reads ahead of whoever takes a body. More than a head may have, so that it is never hyper that
 /// finds a head too large.
-const READ_BUFFER: usize = 2 * MOST_HEAD_BYTES;
+pub(super) const READ_BUFFER: usize = 2 * MOST_HEAD_BYTES;
 
 /// Most requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 256;
 
-/// What an HTTP/2 client may send ahead of being read.
-const STREAM_WINDOW: u32 = 128 * 1024;
+/// What an HTTP/2 client may send ahead of being read: the protocol's own default, since it is what each held request
+/// may take.
+pub(super) const STREAM_WINDOW: u32 = 65_535;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// What is kept for an HTTP/2 stream whose client does not read.
@@ -133,6 +135,12 @@ pub(super) async fn run(
                 tracing::warn!(listener = name, %error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+    // Whoever has connected already may have sent a request, which closing would lose.
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        if let Ok(admitted) = connections.admit(peer.ip()) {
+            tasks.spawn(serve(Arc::clone(&context), stream, peer, admitted));
         }
     }
     drop(listener);

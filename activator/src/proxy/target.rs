@@ -117,18 +117,18 @@ impl Target {
 
     /// A place on a backend: at once if there is one, else once there is. Dropping the future leaves the queue.
     /// `avoid` names the backends that this request has tried: another one is preferred, and one that is in
-    /// quarantine is waited for.
+    /// quarantine is waited for. `ahead` are the bytes of its body that may be in memory while it is held.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub async fn admit(self: &Arc<Self>, avoid: &[BackendId], deadline: Instant) -> Result<Lease, Refusal> {
+    pub async fn admit(self: &Arc<Self>, avoid: &[BackendId], deadline: Instant, ahead: u32) -> Result<Lease, Refusal> {
         let avoid = Avoid::new(avoid);
         let begun = {
             let mut state = self.lock();
             let now = self.hub.now();
             match state.admit(&avoid, now) {
                 Ok(Admission::Granted(grant)) => Ok(Begun::Granted(Lease::new(self, grant, None))),
-                Ok(Admission::Wait) => self.hold(state, avoid, now).map(Begun::Held),
+                Ok(Admission::Wait) => self.hold(state, avoid, now, ahead).map(Begun::Held),
                 Err(refusal) => Err(refusal),
             }
         };
@@ -202,8 +202,9 @@ impl Target {
         mut state: MutexGuard<'_, TargetState<Waiter>>,
         avoid: Avoid,
         now: Duration,
+        ahead: u32,
     ) -> Result<Hold, Refusal> {
-        let permit = self.hub.reserve().ok_or(Refusal::Full)?;
+        let permit = self.hub.reserve(state.held(), ahead).ok_or(Refusal::Full)?;
         let (waiter, answer) = oneshot::channel();
         let ticket = state.hold(waiter, avoid, now);
         let errands = state.errands(now);

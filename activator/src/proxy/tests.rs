@@ -1,5 +1,6 @@
 //! A proxy in front of small backends, over real sockets, for the tests of the data plane.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
@@ -115,15 +116,29 @@ impl Scene {
         self.set(1, address, State::Draining);
     }
 
+    /// A pod is gone.
+    pub(in crate::proxy) fn remove(&self, number: usize) {
+        self.target.endpoint(&id(number), None);
+    }
+
+    /// A pod has these addresses, its app a port that it listens on at some of them.
+    pub(in crate::proxy) fn dual_stack(&mut self, addresses: [IpAddr; 2], port: u16) {
+        self.endpoints += 1;
+        self.put(self.endpoints, &addresses, port, State::Ready);
+    }
+
     fn set(&self, number: usize, address: SocketAddr, state: State) {
-        let uid = format!("00000000-0000-4000-8000-{number:012}");
-        let id = EndpointId::Pod(PodUid::new(&uid).expect("a uid"));
-        let port = EndpointPort { name: "http".into(), port: address.port(), protocol: Protocol::Tcp };
+        self.put(number, &[address.ip()], address.port(), state);
+    }
+
+    fn put(&self, number: usize, addresses: &[IpAddr], port: u16, state: State) {
+        let id = id(number);
+        let port = EndpointPort { name: "http".into(), port, protocol: Protocol::Tcp };
         let facts = EndpointFacts {
             group: self.target.key().clone(),
             id: id.clone(),
             pod: None,
-            addresses: vec![address.ip()],
+            addresses: addresses.to_vec(),
             ports: vec![port],
             revision: "".into(),
         };
@@ -154,6 +169,11 @@ impl Scene {
         tokio::spawn(connection);
         sender
     }
+}
+
+fn id(number: usize) -> EndpointId {
+    let uid = format!("00000000-0000-4000-8000-{number:012}");
+    EndpointId::Pod(PodUid::new(&uid).expect("a uid"))
 }
 
 /// Lets others go on until it is so.
@@ -222,6 +242,13 @@ impl Pod {
     pub(in crate::proxy) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         Self { address: listener.local_addr().expect("is bound"), listener }
+    }
+
+    /// Serves the next connection as a pod of HTTP/2 that echoes.
+    pub(in crate::proxy) async fn serve_http2(&self) {
+        let stream = TokioIo::new(self.accept().await.0);
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        tokio::spawn(async move { builder.serve_connection(stream, service_fn(echo)).await });
     }
 
     pub(in crate::proxy) async fn accept(&self) -> Peer {

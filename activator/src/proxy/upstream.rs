@@ -33,6 +33,8 @@ const STREAMS: usize = 100;
 pub(super) struct Key {
     /// Where it leads.
     pub(super) address: SocketAddr,
+    /// Where it leads when that cannot be reached: the same pod's address of the other family.
+    pub(super) other: Option<SocketAddr>,
     /// The name that was verified, and with which roots; none in the clear.
     pub(super) name: Option<Name>,
 }

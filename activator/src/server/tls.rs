@@ -161,6 +161,8 @@ fn server_config(loaded: &[Loaded]) -> Result<Arc<ServerConfig>, TlsError> {
 pub struct Tls {
     current: Arc<ArcSwap<ServerConfig>>,
     loaded: Vec<Loaded>,
+    /// The listener's name in metrics.
+    listener: &'static str,
     /// What the files were like before they were read.
     read_as: Vec<Stamps>,
 }
@@ -194,6 +196,14 @@ impl Tls {
             std::fs::write(path, ca_pem).map_err(|source| TlsError::Write { path: path.to_owned(), source })?;
         }
         Self::holding(vec![loaded])
+    }
+
+    /// Says which listener shows them, for the metrics: when the first of them ends is told from now on.
+    #[must_use]
+    pub fn shown_by(self, listener: &'static str) -> Self {
+        let tls = Self { listener, ..self };
+        tls.tell_expiry();
+        tls
     }
 
     /// What to shake hands with now.
@@ -238,14 +248,12 @@ impl Tls {
                 "failed"
             }
         };
-        counter!("podlight_tls_reload_total", "result" => result).increment(1);
+        counter!("podlight_tls_reload_total", "listener" => self.listener, "result" => result).increment(1);
     }
 
     fn holding(loaded: Vec<Loaded>) -> Result<Self, TlsError> {
         let current = Arc::new(ArcSwap::new(server_config(&loaded)?));
-        let tls = Self { current, loaded, read_as: Vec::new() };
-        tls.tell_expiry();
-        Ok(tls)
+        Ok(Self { current, loaded, listener: "", read_as: Vec::new() })
     }
 
     /// The first of all ends.
@@ -253,7 +261,8 @@ impl Tls {
         if let Some(seconds) = self.loaded.iter().filter_map(|loaded| loaded.not_after).min() {
             // Exact in an f64 for the next 285 million years.
             #[expect(clippy::cast_precision_loss, reason = "seconds since the epoch are far below 2^52")]
-            gauge!("podlight_tls_certificate_expiry_timestamp_seconds").set(seconds as f64);
+            gauge!("podlight_tls_certificate_expiry_timestamp_seconds", "listener" => self.listener)
+                .set(seconds as f64);
         }
     }
 }

@@ -140,7 +140,7 @@ impl Fixture {
     /// A request that waits until it is dropped.
     fn hold(&self, service: &str) -> tokio::task::JoinHandle<Result<Lease, Refusal>> {
         let target = Arc::clone(&self.targets[service]);
-        tokio::spawn(async move { target.admit(&[], Instant::now() + LEASE).await })
+        tokio::spawn(async move { target.admit(&[], Instant::now() + LEASE, 0).await })
     }
 }
 
@@ -208,7 +208,7 @@ async fn targets_are_told_with_settings_faults_endpoints_and_held_requests() {
     let services =
         vec![service("web", &web), always("api"), service("broken", &[("route", "maybe")]), service("quiet", &[])];
     let fixture = fixture(services, vec![pod("web", 2, false), pod("web", 1, false), pod("api", 3, true)]).await;
-    let _lease = fixture.targets["api"].admit(&[], Instant::now() + LEASE).await.expect("ready");
+    let _lease = fixture.targets["api"].admit(&[], Instant::now() + LEASE, 0).await.expect("ready");
     let held = [fixture.hold("web"), fixture.hold("web")];
     tokio::time::sleep(Duration::from_secs(3)).await;
 

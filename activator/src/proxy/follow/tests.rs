@@ -166,7 +166,7 @@ async fn a_push_releases_what_is_held() {
     world.observe(observation("a", "web", 1, false)).await;
     world.push("a", Kind::NotReady, 1).await;
     let target = world.find("web.default");
-    let mut held = Box::pin(target.admit(&[], deadline()));
+    let mut held = Box::pin(target.admit(&[], deadline(), 0));
     assert!(poll!(&mut held).is_pending());
     world.push("a", Kind::Ready, 2).await;
     assert_eq!(held.now_or_never().expect("at once").expect("ready").address().to_string(), "10.0.0.1:8080");
@@ -178,17 +178,17 @@ async fn case_27_a_pod_that_the_selector_leaves_out_gets_nothing_whatever_it_pus
     world.observe(observation("a", "web", 1, true)).await;
     world.push("a", Kind::Ready, 1).await;
     let target = world.find("web.default");
-    assert!(target.admit(&[], deadline()).now_or_never().is_some());
+    assert!(target.admit(&[], deadline(), 0).now_or_never().is_some());
     world.observe(observation("a", "other", 2, true)).await;
     world.push("a", Kind::Ready, 2).await;
-    assert!(target.admit(&[], deadline()).now_or_never().is_none());
+    assert!(target.admit(&[], deadline(), 0).now_or_never().is_none());
 }
 
 #[tokio::test]
 async fn case_27_a_service_made_anew_under_the_same_name_is_another_target() {
     let world = World::with(vec![service("web")]).await;
     let before = world.find("web.default");
-    let mut held = Box::pin(before.admit(&[], deadline()));
+    let mut held = Box::pin(before.admit(&[], deadline(), 0));
     assert!(poll!(&mut held).is_pending());
     world.put(Service { uid: "another".into(), ..service("web") }).await;
     assert_eq!(held.await.err(), Some(Refusal::Gone));
@@ -199,7 +199,7 @@ async fn case_27_a_service_made_anew_under_the_same_name_is_another_target() {
 async fn a_service_that_goes_or_opts_out_tells_those_it_holds() {
     let world = World::with(vec![service("gone"), service("out")]).await;
     let (gone, out) = (world.find("gone.default"), world.find("out.default"));
-    let (mut first, mut second) = (Box::pin(gone.admit(&[], deadline())), Box::pin(out.admit(&[], deadline())));
+    let (mut first, mut second) = (Box::pin(gone.admit(&[], deadline(), 0)), Box::pin(out.admit(&[], deadline(), 0)));
     assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
     world.update(Update::Service(Change::Gone(GroupKey::new("default", "gone")))).await;
     world.put(Service { annotations: Labels::new(), ..service("out") }).await;
@@ -242,7 +242,7 @@ async fn a_host_lost_to_an_older_service_is_reported_to_its_owner() {
 async fn case_25_a_service_without_selector_is_reached_by_its_slices() {
     let world = World::with(vec![Service { selector: None, cluster_ips: Vec::new(), ..service("web") }]).await;
     let target = world.find("web.default");
-    let mut held = Box::pin(target.admit(&[], deadline()));
+    let mut held = Box::pin(target.admit(&[], deadline(), 0));
     assert!(poll!(&mut held).is_pending());
     let slice = Slice {
         key: SliceKey { namespace: "default".into(), name: "web-1".into() },
@@ -261,7 +261,7 @@ async fn case_28_one_push_releases_the_held_of_every_service_over_the_pod() {
     world.observe(observation("a", "web", 1, false)).await;
     world.push("a", Kind::NotReady, 1).await;
     let targets = [world.find("web.default"), world.find("other.default")];
-    let mut held: Vec<_> = targets.iter().map(|target| Box::pin(target.admit(&[], deadline()))).collect();
+    let mut held: Vec<_> = targets.iter().map(|target| Box::pin(target.admit(&[], deadline(), 0))).collect();
     for held in &mut held {
         assert!(poll!(held).is_pending());
     }
@@ -275,9 +275,9 @@ async fn case_21_a_pod_that_has_ended_gets_nothing_even_where_the_not_ready_are_
     let world = World::with(vec![web]).await;
     let target = world.find("web.default");
     world.observe(observation("a", "web", 1, false)).await;
-    assert!(target.admit(&[], deadline()).now_or_never().is_some());
+    assert!(target.admit(&[], deadline(), 0).now_or_never().is_some());
     world.observe(Observation { phase: Phase::Ended, ..observation("a", "web", 2, false) }).await;
-    assert!(target.admit(&[], deadline()).now_or_never().is_none());
+    assert!(target.admit(&[], deadline(), 0).now_or_never().is_none());
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_follower_that_was_outrun_looks_at_everything() {
         Follower::new(&config(), world.groups.clone(), world.feed.clone(), Arc::new(Unreported));
     let routes = follower.routes().clone();
     let gone = routes.find("gone.default").expect("routed");
-    let mut held = Box::pin(gone.admit(&[], deadline()));
+    let mut held = Box::pin(gone.admit(&[], deadline(), 0));
     assert!(poll!(&mut held).is_pending());
     world.update(Update::Service(Change::Gone(GroupKey::new("default", "gone")))).await;
     world.put(service("late")).await;
@@ -313,12 +313,12 @@ async fn time_alone_wakes_what_is_held() {
     world.observe(observation("a", "web", 1, false)).await;
     world.push("a", Kind::Ready, 1).await;
     let target = world.find("web.default");
-    let lease = target.admit(&[], deadline()).await.expect("ready");
+    let lease = target.admit(&[], deadline(), 0).await.expect("ready");
     let tried = *lease.backend().id();
     lease.refused();
     drop(lease);
     let begun = Instant::now();
-    let again = target.admit(&[tried], deadline()).await.expect("its quarantine ends");
+    let again = target.admit(&[tried], deadline(), 0).await.expect("its quarantine ends");
     assert_eq!(*again.backend().id(), tried);
     assert!(begun.elapsed() >= Duration::from_millis(900) && begun.elapsed() < Duration::from_secs(5));
 }
@@ -327,7 +327,7 @@ async fn time_alone_wakes_what_is_held() {
 async fn shutting_down_refuses_what_is_still_held() {
     let world = World::with(vec![service("web")]).await;
     let target = world.find("web.default");
-    let mut held = Box::pin(target.admit(&[], deadline()));
+    let mut held = Box::pin(target.admit(&[], deadline(), 0));
     assert!(poll!(&mut held).is_pending());
     world.following.routes.shut_down();
     assert_eq!(held.await.err(), Some(Refusal::ShuttingDown));

@@ -114,8 +114,10 @@ fn lost(error: &hyper::Error) -> Lost {
     Lost { fault, unprocessed: was_unprocessed(error) }
 }
 
-/// Whether a backend said that it had not begun with a request (RFC 9113 §8.7).
+/// Whether a backend said that it had not begun with a request (RFC 9113 §8.7). A stream learns of `GOAWAY` only when
+/// it is beyond the last one that the backend will look at.
 fn was_unprocessed(error: &hyper::Error) -> bool {
     let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    h2.is_some_and(|error| error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    let says_so = |error: &h2::Error| error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    h2.is_some_and(|error| error.is_remote() && says_so(error))
 }

@@ -19,10 +19,30 @@ pub(super) enum Retry {
     Stale,
     /// A new connection ended without an answer.
     Reset,
+    ResponseTimeout,
+    /// The pod was gone before anything was sent.
+    Replaced,
 }
 
 impl Retry {
-    const ALL: [Self; 5] = [Self::Connect, Self::ConnectTimeout, Self::Tls, Self::Stale, Self::Reset];
+    const ALL: [Self; 7] = [
+        Self::Connect,
+        Self::ConnectTimeout,
+        Self::Tls,
+        Self::Stale,
+        Self::Reset,
+        Self::ResponseTimeout,
+        Self::Replaced,
+    ];
+
+    /// Whether it does not count as one of a request's tries. `guess`: what it was tried on was one.
+    pub(super) const fn is_no_try(self, guess: bool) -> bool {
+        match self {
+            Self::Connect | Self::ConnectTimeout => guess,
+            Self::Replaced => true,
+            Self::Tls | Self::Stale | Self::Reset | Self::ResponseTimeout => false,
+        }
+    }
 
     const fn label(self) -> &'static str {
         match self {
@@ -31,6 +51,8 @@ impl Retry {
             Self::Tls => "tls",
             Self::Stale => "stale",
             Self::Reset => "reset",
+            Self::ResponseTimeout => "response-timeout",
+            Self::Replaced => "replaced",
         }
     }
 }

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::task::AtomicWaker;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
+
+use crate::proxy::listener::{READ_BUFFER, STREAM_WINDOW};
 
 /// How long a pod may take to say whether it wants the body; then it is sent anyway (RFC 9110 §10.1.1).
 const UNDECIDED_FOR: Duration = Duration::from_secs(1);
@@ -88,6 +90,13 @@ impl Outgoing {
 
     pub(super) fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
+    }
+
+    /// How many bytes of it may be in memory although nobody has read any: what the client may send unasked.
+    pub(super) fn ahead(&self, version: Version) -> u32 {
+        let most = if version == Version::HTTP_2 { STREAM_WINDOW } else { READ_BUFFER as u32 };
+        let length = self.size_hint().upper().unwrap_or(u64::MAX);
+        u32::try_from(length).map_or(most, |length| length.min(most))
     }
 
     /// Has a request's body wait for the pod's `100 Continue`.

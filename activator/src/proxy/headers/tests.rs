@@ -146,3 +146,18 @@ mod forwarded {
         assert_eq!(there["forwarded"], "for=\"[2001:db8::1]\";host=\"[::1]:80\";proto=http");
     }
 }
+
+#[test]
+fn te_is_named_as_one_of_the_connection_it_goes_on_and_of_no_other() {
+    let mut there = request(Version::HTTP_2, "http://a.test/", &[]);
+    there.headers_mut().insert(TE, TRAILERS);
+    into_http1(&mut there);
+    assert_eq!(there.headers()[CONNECTION], "te");
+    // It is tried on a connection of HTTP/2 next.
+    into_http2(&mut there, Scheme::HTTP);
+    assert!(!there.headers().contains_key(CONNECTION) && there.headers().contains_key(TE));
+    set_upgrade(there.headers_mut(), HeaderValue::from_static("echo"));
+    into_http1(&mut there);
+    into_http1(&mut there);
+    assert_eq!(there.headers()[CONNECTION], "upgrade, te");
+}

@@ -32,6 +32,9 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read before the version is known: usually a whole request.
 const FIRST_BYTES: usize = 1024;
 
+/// What a client that has just connected when the end begins gets to send its request.
+const LAST_CHANCE: Duration = Duration::from_millis(100);
+
 /// A client that has ended its side is asked this often whether it still waits for an answer.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -78,7 +81,10 @@ impl Context {
             biased;
             begun = beginning => begun,
             () = client.connection.close.notified() => None,
-            () = self.shutdown.begun() => None,
+            () = async {
+                self.shutdown.begun().await;
+                tokio::time::sleep(LAST_CHANCE).await;
+            } => None,
         };
         match begun {
             None => {}

@@ -16,7 +16,7 @@ async fn views_show_hosts_settings_faults_and_what_endpoints_do() {
         target.endpoint(&endpoint.id.clone(), Some(endpoint));
     }
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
-    let lease = target.admit(&[], deadline).await.expect("ready");
+    let lease = target.admit(&[], deadline, 0).await.expect("ready");
     lease.refused();
     let mut table = RouteTable::new("cluster.local");
     let (spec, faults) = parse(&web, None);

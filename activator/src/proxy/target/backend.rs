@@ -56,16 +56,23 @@ impl Way {
 pub struct Backend {
     id: BackendId,
     address: SocketAddr,
+    other: Option<SocketAddr>,
     endpoint: Option<EndpointId>,
     retired: AtomicBool,
+    gone: AtomicBool,
     pools: Box<[Pool]>,
 }
 
 impl Backend {
     /// A backend with one pool for each of `workers`. Without an endpoint it is a ClusterIP.
-    pub(super) fn new(address: SocketAddr, endpoint: Option<EndpointId>, workers: usize) -> Arc<Self> {
+    pub(super) fn new(
+        (address, other): (SocketAddr, Option<SocketAddr>),
+        endpoint: Option<EndpointId>,
+        workers: usize,
+    ) -> Arc<Self> {
         let pools = std::iter::repeat_with(Pool::default).take(workers.max(1)).collect();
-        Arc::new(Self { id: BackendId::next(), address, endpoint, retired: AtomicBool::new(false), pools })
+        let (id, retired, gone) = (BackendId::next(), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { id, address, other, endpoint, retired, gone, pools })
     }
 
     /// What it goes by.
@@ -76,6 +83,11 @@ impl Backend {
     /// Where to connect.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The same, and the pod's address of the other family, to try where that cannot be reached.
+    pub fn addresses(&self) -> (SocketAddr, Option<SocketAddr>) {
+        (self.address, self.other)
     }
 
     /// The endpoint it is a life of; none for a ClusterIP.
@@ -96,6 +108,18 @@ impl Backend {
     /// False once it drains, is gone or was replaced: its connections carry no other request.
     pub fn usable(&self) -> bool {
         !self.retired.load(Ordering::Acquire)
+    }
+
+    /// Once it was replaced or its endpoint removed: what has not been sent to it must not be, since its address may be
+    /// another pod's.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// It is no more: nothing is begun on it.
+    pub(super) fn abandon(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.retire();
     }
 
     /// Ends the use of its connections, but for the requests that are on them.

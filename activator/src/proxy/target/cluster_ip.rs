@@ -30,9 +30,9 @@ impl ClusterIp {
         self.backend = match (held, address) {
             (Some(held), Some(address)) if held.address() == address && !afresh => Some(held),
             (held, address) => {
-                held.iter().for_each(|held| held.retire());
+                held.iter().for_each(|held| held.abandon());
                 self.quarantine.lift();
-                address.map(|address| Backend::new(address, None, workers))
+                address.map(|address| Backend::new((address, None), None, workers))
             }
         };
     }
@@ -64,7 +64,7 @@ impl ClusterIp {
         self.in_flight += 1;
         let epoch = self.quarantine.sent(now);
         let probe = self.quarantine.trust() != Trust::Open;
-        Some(Grant { backend, place: Place::ClusterIp, epoch, probe, source: Source::Observed })
+        Some(Grant { backend, place: Place::ClusterIp, epoch, probe, guess: false, source: Source::Observed })
     }
 
     pub(super) fn release(&mut self) {

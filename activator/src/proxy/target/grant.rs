@@ -23,6 +23,8 @@ pub(super) struct Grant {
     pub(super) epoch: Epoch,
     /// Whether others wait for what becomes of it.
     pub(super) probe: bool,
+    /// Nobody says that anything listens there.
+    pub(super) guess: bool,
     /// Whose word the endpoint's readiness rests on.
     pub(super) source: Source,
 }

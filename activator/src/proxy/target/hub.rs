@@ -2,7 +2,7 @@
 //! or ask for them to be scaled up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::gauge;
@@ -17,8 +17,10 @@ use super::state::Bounds;
 pub struct HoldConfig {
     /// Most requests held for one target.
     pub max_held_per_target: usize,
-    /// Most requests held in total.
+    /// Most requests held in total. One target never holds more than is left of it for the others.
     pub max_held: usize,
+    /// Most bytes of bodies that may have come ahead of held requests' being read, in total.
+    pub max_held_body: u64,
     /// How long after the API server has called an endpoint ready its ClusterIP may still not lead there.
     pub cluster_ip_lag: Duration,
     /// Workers that send requests: each has its own connections to each backend.
@@ -27,7 +29,13 @@ pub struct HoldConfig {
 
 impl Default for HoldConfig {
     fn default() -> Self {
-        Self { max_held_per_target: 10_000, max_held: 20_000, cluster_ip_lag: Duration::from_secs(10), workers: 1 }
+        Self {
+            max_held_per_target: 10_000,
+            max_held: 20_000,
+            max_held_body: 512 << 20,
+            cluster_ip_lag: Duration::from_secs(10),
+            workers: 1,
+        }
     }
 }
 
@@ -56,6 +64,8 @@ pub struct Hub {
     started: Instant,
     held: AtomicUsize,
     max_held: usize,
+    held_body: AtomicU64,
+    max_held_body: u64,
     alarms: mpsc::UnboundedSender<Alarm>,
     scale: mpsc::UnboundedSender<Arc<Target>>,
 }
@@ -67,8 +77,16 @@ impl Hub {
         let (scale, scale_for_others) = mpsc::unbounded_channel();
         let bounds =
             Bounds { held: config.max_held_per_target, cluster_ip_lag: config.cluster_ip_lag, workers: config.workers };
-        let max_held = config.max_held;
-        let hub = Self { bounds, started: Instant::now(), held: AtomicUsize::new(0), max_held, alarms, scale };
+        let hub = Self {
+            bounds,
+            started: Instant::now(),
+            held: AtomicUsize::new(0),
+            max_held: config.max_held,
+            held_body: AtomicU64::new(0),
+            max_held_body: config.max_held_body,
+            alarms,
+            scale,
+        };
         (Arc::new(hub), Errands { alarms: alarms_for_others, scale: scale_for_others })
     }
 
@@ -86,12 +104,22 @@ impl Hub {
         self.started.elapsed()
     }
 
-    /// Room for one more held request, until the permit is dropped.
-    pub(super) fn reserve(self: &Arc<Self>) -> Option<Permit> {
-        let more = |held: usize| (held < self.max_held).then_some(held + 1);
+    /// Room for one more held request of a target that holds so many, until the permit is dropped. No target ever gets
+    /// more room than is left for all others, so that one in a rush takes half of it at most, and two a third each
+    /// (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
+    /// `ahead` are the bytes of its body that may be in memory meanwhile.
+    pub(super) fn reserve(self: &Arc<Self>, holds: usize, ahead: u32) -> Option<Permit> {
+        let more = |held: usize| (holds < self.max_held.saturating_sub(held)).then_some(held + 1);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         gauge!("podlight_proxy_held").increment(1.0);
-        Some(Permit(Arc::clone(self)))
+        // From here on dropping it gives back what it has.
+        let mut permit = Permit { hub: Arc::clone(self), ahead: 0 };
+        if ahead > 0 {
+            let more = |body: u64| Some(body + u64::from(ahead)).filter(|body| *body <= self.max_held_body);
+            self.held_body.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+            permit.ahead = ahead;
+        }
+        Some(permit)
     }
 
     /// Has a target ticked later. Nobody keeps the time any longer only when all goes down.
@@ -107,11 +135,15 @@ impl Hub {
 
 /// Room for one held request.
 #[derive(Debug)]
-pub(super) struct Permit(Arc<Hub>);
+pub(super) struct Permit {
+    hub: Arc<Hub>,
+    ahead: u32,
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.held.fetch_sub(1, Ordering::Relaxed);
+        self.hub.held_body.fetch_sub(u64::from(self.ahead), Ordering::Relaxed);
+        self.hub.held.fetch_sub(1, Ordering::Relaxed);
         gauge!("podlight_proxy_held").decrement(1.0);
     }
 }

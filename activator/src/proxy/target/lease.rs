@@ -28,6 +28,7 @@ pub struct Lease {
     place: Option<Place>,
     epoch: Epoch,
     probe: bool,
+    guess: bool,
     answered: AtomicBool,
     source: Source,
     held: Option<Duration>,
@@ -35,9 +36,9 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(target: &Arc<Target>, grant: Grant, held: Option<Duration>) -> Self {
-        let Grant { backend, place, epoch, probe, source } = grant;
+        let Grant { backend, place, epoch, probe, guess, source } = grant;
         let answered = AtomicBool::new(false);
-        Self { target: Arc::clone(target), backend, place: Some(place), epoch, probe, answered, source, held }
+        Self { target: Arc::clone(target), backend, place: Some(place), epoch, probe, guess, answered, source, held }
     }
 
     /// Takes the place back from a lease that nobody took.
@@ -58,6 +59,11 @@ impl Lease {
     /// Which way it leads.
     pub fn way(&self) -> Way {
         self.backend.way()
+    }
+
+    /// Whether it is only worth a try: nobody says that anything listens there.
+    pub fn is_guess(&self) -> bool {
+        self.guess
     }
 
     /// How long the request was held, if it was.

@@ -17,8 +17,8 @@ const STRIKES: u32 = 3;
 const STRIKE_WINDOW: Duration = Duration::from_secs(30);
 
 /// After this long without a refusal a probe has come through, whether or not it has been answered: a long poll must
-/// not keep others waiting.
-const PROBE: Duration = Duration::from_secs(1);
+/// not keep others waiting. More than a connection usually may take to be opened, since what is not is a refusal.
+const PROBE: Duration = Duration::from_millis(1500);
 
 /// What may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

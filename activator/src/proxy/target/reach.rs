@@ -44,12 +44,14 @@ impl Reach {
         self.concurrency.map_or(u32::MAX, NonZeroU32::get)
     }
 
-    /// By the Service's families in their order, else by whatever address the endpoint has.
-    pub(super) fn address(&self, endpoint: &Endpoint) -> Option<SocketAddr> {
+    /// By the Service's families in their order, else by whatever address the endpoint has; and the first of the other
+    /// family.
+    pub(super) fn addresses(&self, endpoint: &Endpoint) -> Option<(SocketAddr, Option<SocketAddr>)> {
         let port = self.pod_port.or_else(|| endpoint.tcp_port(&self.port_name))?;
         let of = |family: &Family| endpoint.addresses.iter().find(|ip| Family::of(ip) == *family);
         let ip: &IpAddr = self.families.iter().find_map(of).or_else(|| endpoint.addresses.first())?;
-        Some(SocketAddr::new(*ip, port))
+        let other = endpoint.addresses.iter().find(|other| Family::of(other) != Family::of(ip));
+        Some((SocketAddr::new(*ip, port), other.map(|other| SocketAddr::new(*other, port))))
     }
 
     /// None when nothing may be sent to it.

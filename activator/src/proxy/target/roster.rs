@@ -254,7 +254,7 @@ impl Roster {
         }
         let source = slot.endpoint.as_ref().map_or(Source::Observed, |endpoint| endpoint.verdict.source);
         self.file(at);
-        Some(Grant { backend, place: Place::Slot(at), epoch, probe, source })
+        Some(Grant { backend, place: Place::Slot(at), epoch, probe, guess: false, source })
     }
 
     fn open_slot(&mut self, id: &EndpointId) -> u32 {
@@ -295,19 +295,19 @@ impl Roster {
     fn seat(&mut self, at: u32, afresh: bool, now: Duration) {
         let slot = &mut self.slots[at as usize];
         let endpoint = slot.endpoint.as_ref();
-        let address = endpoint.and_then(|endpoint| self.reach.address(endpoint));
+        let address = endpoint.and_then(|endpoint| self.reach.addresses(endpoint));
         let leaving = endpoint.is_none() || slot.is(State::Draining) || slot.is(State::Terminating);
         slot.tier = endpoint.filter(|_| address.is_some()).and_then(|endpoint| self.reach.tier(endpoint));
         let held = slot.backend.take();
-        let stays = |held: &Backend| Some(held.address()) == address && !afresh && (held.usable() || leaving);
+        let stays = |held: &Backend| Some(held.addresses()) == address && !afresh && (held.usable() || leaving);
         slot.backend = match held {
             Some(held) if stays(&held) => Some(held),
             held => {
                 if let Some(held) = held {
-                    held.retire();
+                    held.abandon();
                     slot.quarantine.lift();
                 }
-                address.map(|address| Backend::new(address, Some(slot.id.clone()), self.reach.workers))
+                address.map(|addresses| Backend::new(addresses, Some(slot.id.clone()), self.reach.workers))
             }
         };
         if leaving {

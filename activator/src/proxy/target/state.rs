@@ -292,9 +292,9 @@ impl<W> TargetState<W> {
         if let Some(tier) = self.roster.best() {
             return self.roster.pick(tier, avoid, now);
         }
-        let untried = self.cluster_ip.id().is_some_and(|id| !avoid.contains(id));
-        let through = if untried && self.roster.is_silent() { self.pick_cluster_ip(now) } else { None };
-        through.or_else(|| self.roster.pick_shut(avoid, now))
+        // Whom it has refused may try it again: where it leads may have changed, and a refusal shuts it for a while.
+        let through = if self.roster.is_silent() { self.pick_cluster_ip(now) } else { None };
+        through.map(|grant| Grant { guess: true, ..grant }).or_else(|| self.roster.pick_shut(avoid, now))
     }
 
     fn pick_cluster_ip(&mut self, now: Duration) -> Option<Grant> {

@@ -133,3 +133,37 @@ async fn what_is_held_when_the_grace_ends_is_told() {
     let answer = peer.rest().await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("podlight-error: shutting-down\r\n"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_client_that_had_just_connected_when_the_end_began_is_answered() {
+    use std::io::{Read as _, Write as _};
+    let pod = Echo::http1().await;
+    let scene = Scene::of(settings(), &[pod.address]);
+    let address = scene.proxy.address();
+    // The kernel completes the connections: the proxy has not looked yet.
+    let connect = || {
+        let mut stream = std::net::TcpStream::connect(address).expect("connects");
+        stream.write_all(GET.as_bytes()).expect("writes");
+        stream
+    };
+    let clients: Vec<_> = std::iter::repeat_with(connect).take(50).collect();
+    assert_eq!(scene.proxy.end().await, 0);
+    for mut client in clients {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("is not reset");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_held_while_its_target_changes_is_sent_as_the_target_is_then() {
+    let pod = Echo::http2().await;
+    let mut scene = Scene::of(settings(), &[]);
+    let mut peer = scene.connect().await;
+    peer.send(GET).await;
+    scene.held(1).await;
+    scene.target.configure(&Service::new(GroupKey::new("test", "web")), h2c());
+    scene.ready(pod.address);
+    let answer = peer.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("HTTP/2.0\n"), "{answer}");
+}

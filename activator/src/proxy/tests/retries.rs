@@ -133,3 +133,59 @@ async fn connections_to_a_draining_pod_are_closed_when_their_requests_are_over()
     kept.send(GET).await;
     assert!(kept.answer().await.contains("GET /a?b"));
 }
+
+#[tokio::test]
+async fn what_a_pod_of_http2_goes_away_without_having_begun_is_sent_again_whatever_its_method() {
+    let pod = Pod::new().await;
+    let scene = Scene::of(h2c(), &[pod.address]);
+    let mut peer = scene.connect().await;
+    peer.send("POST /once HTTP/1.1\r\nhost: web.test\r\ncontent-length: 0\r\n\r\n").await;
+    let mut there = pod.accept().await.0;
+    there.write_all(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00").await.expect("settings");
+    // The preface, settings and window updates; then the request's head, with its last byte on stream 1.
+    let (mut read, headers) = (Vec::new(), b"\x01\x05\x00\x00\x00\x01");
+    while !read.windows(headers.len()).any(|window| window == headers) {
+        assert!(there.read_buf(&mut read).await.expect("reads") > 0, "no request");
+    }
+    // GOAWAY: the last stream looked at is 0, NO_ERROR.
+    there.write_all(b"\x00\x00\x08\x07\x00\x00\x00\x00\x00\0\0\0\0\0\0\0\0").await.expect("goes away");
+    drop(there);
+    pod.serve_http2().await;
+    let answer = peer.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("POST http://web.test/once"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_answer_in_time_is_asked_three_times_and_no_more() {
+    let pod = Pod::new().await;
+    let config = ProxyConfig { response_timeout: Some(Duration::from_millis(100)), ..config() };
+    let scene = Scene::start(config, settings(), &[pod.address]);
+    let mut peer = scene.connect().await;
+    peer.send(GET).await;
+    let mut kept = pod.accept().await;
+    kept.until("\r\n\r\n").await;
+    kept.send(OK).await;
+    peer.answer().await;
+    peer.send(GET).await;
+    kept.until("\r\n\r\n").await;
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        let mut there = pod.accept().await;
+        there.until("\r\n\r\n").await;
+        asked.push(there);
+    }
+    let answer = peer.answer().await;
+    assert!(answer.contains("podlight-error: response-timeout\r\n"), "{answer}");
+    assert!(futures::FutureExt::now_or_never(pod.accept()).is_none(), "it was asked once more");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_reached_at_its_first_address_is_at_its_other_one() {
+    let pod = Echo::http1().await;
+    let mut scene = Scene::of(settings(), &[]);
+    scene.dual_stack([IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), pod.address.ip()], pod.address.port());
+    for _ in 0..3 {
+        // What was sent is not known to have been, so nothing but the connection may be tried twice.
+        assert!(scene.ask(POST).await.starts_with("HTTP/1.1 200 "));
+    }
+}

@@ -207,3 +207,26 @@ async fn a_burst_waits_for_the_first_handshake_and_its_failure_is_told_to_all() 
         assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("podlight-error: tls\r\n"), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn nothing_is_sent_to_a_pod_that_was_replaced_while_the_connection_to_it_was_made() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = authority.server("web.test.svc", &[]);
+    let (old, new) = (Pod::new().await, Echo::tls(Arc::clone(&server)).await);
+    let mut scene = Scene::start(authority.config(folder.path()), https(), &[old.address]);
+    let mut peer = scene.connect().await;
+    peer.send("POST / HTTP/1.1\r\nhost: web.test\r\ncontent-length: 3\r\n\r\nabc").await;
+    let there = old.accept().await;
+    // The address may be another pod's from now on, even of another Service: one that has the name all the same.
+    scene.remove(1);
+    scene.ready(new.address);
+    let accepted = tokio_rustls::TlsAcceptor::from(server).accept(there.0).await;
+    if let Ok(mut stranger) = accepted {
+        let mut sent = Vec::new();
+        let _ = stranger.read_to_end(&mut sent).await;
+        assert!(sent.is_empty(), "{:?}", String::from_utf8_lossy(&sent));
+    }
+    let answer = peer.answer().await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("abc"), "{answer}");
+}

@@ -2,16 +2,18 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::io::Errno;
 use rustls::pki_types::ServerName;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -20,8 +22,17 @@ use super::slots::{Slots, Slotted};
 use super::trust::ALPN_HTTP2;
 use super::{Http1, Http2, Key, Link};
 
-/// How long data may stay without acknowledgement before the connection counts as dead, as it does when a node goes.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long data may stay without acknowledgement before the connection counts as dead, as it does when a node goes: as
+/// long as it takes to find that out on HTTP/2.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a connection may be silent before the kernel asks, and how often it does until [`USER_TIMEOUT`]: a request that
+/// has arrived and waits for its answer would not notice otherwise that its node went.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// How long the first address of a pod may take before the other one is tried beside it (RFC 8305 §8).
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// How often an HTTP/2 connection with requests on it is asked whether the backend is still there, and how long that
 /// may take.
@@ -85,10 +96,17 @@ impl Dialer {
     /// Opens one; in the clear it speaks `protocol`, with TLS what is agreed.
     pub(in crate::proxy) async fn open(&self, key: &Key, protocol: Protocol) -> Result<Link, ConnectError> {
         let slot = self.slots.take(self.timeout).await.ok_or(ConnectError::Full)?;
-        let stream = self.in_time(TcpStream::connect(key.address)).await?.map_err(ConnectError::refused)?;
+        let connected = match key.other {
+            None => self.in_time(TcpStream::connect(key.address)).await?,
+            Some(other) => self.in_time(either(key.address, other)).await?,
+        };
+        let stream = connected.map_err(ConnectError::refused)?;
         // Without these it is slower, or learns later that the backend is gone; not wrong.
         let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let socket = SockRef::from(&stream);
+        let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+        let _ =
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY));
         let stream = Slotted::new(stream, slot);
         let Some(name) = &key.name else { return self.shake(stream, key, protocol).await };
         let server_name = ServerName::try_from(name.name.to_string())
@@ -148,6 +166,23 @@ impl ConnectError {
 fn is_ours(error: &io::Error) -> bool {
     let ours = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| ours.contains(&error))
+}
+
+/// Connects to the first of two addresses of one pod, or else to the other. What is told of is the first one's failure.
+async fn either(first: SocketAddr, other: SocketAddr) -> io::Result<TcpStream> {
+    let mut connecting = Box::pin(TcpStream::connect(first));
+    match tokio::time::timeout(STAGGER, &mut connecting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => TcpStream::connect(other).await.map_err(|_| error),
+        Err(_) => {
+            let beside = Box::pin(TcpStream::connect(other));
+            match select(connecting, beside).await {
+                Either::Left((Ok(stream), _)) | Either::Right((Ok(stream), _)) => Ok(stream),
+                Either::Left((Err(error), beside)) => beside.await.map_err(|_| error),
+                Either::Right((Err(_), connecting)) => connecting.await,
+            }
+        }
+    }
 }
 
 /// Has a connection's bytes moved until it ends. What goes wrong is told to the request on it.

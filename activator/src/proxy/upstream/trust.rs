@@ -44,17 +44,23 @@ struct Configs {
     http1: Arc<ClientConfig>,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Current {
-    from_file: Option<Configs>,
-    from_secrets: HashMap<SecretName, Configs>,
+/// CA certificates, and how connections are verified with them.
+#[derive(Debug, Clone)]
+struct Authority {
+    roots: Arc<RootCertStore>,
+    configs: Configs,
 }
 
-/// What the configurations are made from.
+#[derive(Debug, Clone, Default)]
+struct Current {
+    from_file: Option<Authority>,
+    from_secrets: HashMap<SecretName, Authority>,
+}
+
+/// What connections are verified with is made anew only where it changes: what was verified before is not used again.
 #[derive(Debug, Default)]
 struct Sources {
-    roots: Option<Arc<RootCertStore>>,
-    secrets: HashMap<SecretName, Arc<RootCertStore>>,
+    current: Current,
     identity: Option<Identity>,
 }
 
@@ -93,10 +99,19 @@ impl Trust {
         let mut sources = self.lock();
         let key = (namespace.into(), name.into());
         match roots {
-            Some(roots) => drop(sources.secrets.insert(key, roots)),
-            None => drop(sources.secrets.remove(&key)),
+            Some(roots)
+                if sources.current.from_secrets.get(&key).is_some_and(|held| held.roots.roots == roots.roots) =>
+            {
+                return Ok(());
+            }
+            Some(roots) => {
+                let authority = Authority::new(roots, sources.identity.as_ref())?;
+                sources.current.from_secrets.insert(key, authority);
+            }
+            None => drop(sources.current.from_secrets.remove(&key)),
         }
-        self.publish(&sources)
+        self.current.store(Arc::new(sources.current.clone()));
+        Ok(())
     }
 
     /// Reads the files again whenever they change. Never returns.
@@ -123,7 +138,7 @@ impl Trust {
         http1_only: bool,
     ) -> Result<Name, String> {
         let current = self.current.load();
-        let configs = match ca_secret {
+        let Authority { configs, .. } = match ca_secret {
             None => current.from_file.as_ref().ok_or_else(|| "no CA is configured".to_owned())?,
             Some(secret) => current
                 .from_secrets
@@ -168,19 +183,15 @@ impl Trust {
             }
             None => None,
         };
+        let anew = |roots: &Arc<RootCertStore>| Authority::new(Arc::clone(roots), identity.as_ref());
         let mut sources = self.lock();
-        let before = Sources { roots: from_file, identity, secrets: sources.secrets.clone() };
-        self.publish(&before)?;
-        *sources = before;
-        Ok(())
-    }
-
-    fn publish(&self, sources: &Sources) -> Result<(), TlsError> {
-        let make = |roots: &Arc<RootCertStore>| configs(roots, sources.identity.as_ref());
-        let from_file = sources.roots.as_ref().map(make).transpose()?;
-        let secret = |(name, roots): (&SecretName, &Arc<RootCertStore>)| Ok((name.clone(), make(roots)?));
-        let from_secrets = sources.secrets.iter().map(secret).collect::<Result<_, TlsError>>()?;
-        self.current.store(Arc::new(Current { from_file, from_secrets }));
+        let from_file = from_file.as_ref().map(anew).transpose()?;
+        let secrets = sources.current.from_secrets.iter();
+        let from_secrets =
+            secrets.map(|(name, held)| Ok((name.clone(), anew(&held.roots)?))).collect::<Result<_, TlsError>>()?;
+        sources.current = Current { from_file, from_secrets };
+        sources.identity = identity;
+        self.current.store(Arc::new(sources.current.clone()));
         Ok(())
     }
 
@@ -204,6 +215,13 @@ fn roots(
     Ok(Arc::new(roots))
 }
 
+impl Authority {
+    fn new(roots: Arc<RootCertStore>, identity: Option<&Identity>) -> Result<Self, TlsError> {
+        let configs = configs(&roots, identity)?;
+        Ok(Self { roots, configs })
+    }
+}
+
 fn configs(roots: &Arc<RootCertStore>, identity: Option<&Identity>) -> Result<Configs, TlsError> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -220,3 +238,6 @@ fn configs(roots: &Arc<RootCertStore>, identity: Option<&Identity>) -> Result<Co
     http1.alpn_protocols = vec![ALPN_HTTP1.to_vec()];
     Ok(Configs { any: Arc::new(any), http1: Arc::new(http1) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,7 @@ fn start(answers: Vec<Result<Scaled, ScaleError>>) -> (Arc<Scripted>, Arc<Target
 async fn held_requests_have_their_target_scaled_up_with_backoff() {
     let again = || Err(ScaleError::Again("busy".into()));
     let (scaler, target) = start(vec![again(), again(), Ok(Scaled::Raised)]);
-    let held = target.admit(&[], Instant::now() + Duration::from_secs(1));
+    let held = target.admit(&[], Instant::now() + Duration::from_secs(1), 0);
     assert_eq!(held.await.err(), Some(Refusal::Deadline));
     assert_eq!(*scaler.asked.lock().expect("no panic"), ["default/Deployment/web"; 3]);
 }
@@ -57,17 +57,17 @@ async fn held_requests_have_their_target_scaled_up_with_backoff() {
 async fn a_final_failure_is_told_at_once() {
     let (scaler, target) = start(vec![Err(ScaleError::Final("forbidden".into()))]);
     let begun = Instant::now();
-    let refused = target.admit(&[], begun + Duration::from_secs(60)).await.expect_err("it cannot be woken");
+    let refused = target.admit(&[], begun + Duration::from_secs(60), 0).await.expect_err("it cannot be woken");
     assert_eq!(refused, Refusal::ScaleFailed("forbidden".into()));
     assert!(begun.elapsed() < Duration::from_secs(1));
-    assert!(target.admit(&[], begun + Duration::from_secs(60)).await.is_err());
+    assert!(target.admit(&[], begun + Duration::from_secs(60), 0).await.is_err());
     assert_eq!(scaler.asked.lock().expect("no panic").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_is_asked_while_nothing_is_held() {
     let (scaler, target) = start(Vec::new());
-    let held = target.admit(&[], Instant::now() + Duration::from_millis(10));
+    let held = target.admit(&[], Instant::now() + Duration::from_millis(10), 0);
     assert_eq!(held.await.err(), Some(Refusal::Deadline));
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(scaler.asked.lock().expect("no panic").len(), 1);

@@ -488,8 +488,8 @@ fn a_probe_that_is_long_in_answering_does_not_keep_others_waiting() {
     world.refused(&first);
     let _poll = world.request().expect("the probe");
     assert!(world.request().is_none());
-    assert_eq!(world.errands().wake_at, Some(world.now + Duration::from_secs(1)));
-    world.after(Duration::from_secs(1));
+    assert_eq!(world.errands().wake_at, Some(world.now + Duration::from_millis(1500)));
+    world.after(Duration::from_millis(1500));
     assert_eq!(world.told().len(), 1);
 }
 
@@ -563,12 +563,34 @@ fn a_request_that_the_cluster_ip_refused_is_held_for_an_endpoint() {
     let mut world = World::new(service("web"));
     world.put(in_state(&watched("a", "10.0.0.1"), State::NotReady));
     let through = world.request().expect("a try");
-    assert!(world.refused(&through));
+    assert!(through.guess && world.refused(&through));
     assert!(world.retry(&ids(&[&through])).expect("held").is_none());
-    world.after(Duration::from_secs(30));
-    assert!(world.told().is_empty());
     world.put(watched("a", "10.0.0.1"));
-    assert_eq!(world.told().pop().map(|t| address(&t.grant())).as_deref(), Some("10.0.0.1:8080"));
+    let grant = world.told().pop().expect("ready").grant();
+    assert_eq!((address(&grant).as_str(), grant.guess), ("10.0.0.1:8080", false));
+}
+
+#[test]
+fn a_request_that_the_cluster_ip_refused_is_sent_there_once_it_accepts_and_keeps_nobody_behind_it_waiting() {
+    let mut world = World::new(service("web"));
+    world.put(in_state(&watched("a", "10.0.0.1"), State::NotReady));
+    let first = world.request().expect("a try");
+    assert!(world.refused(&first));
+    assert!(world.retry(&ids(&[&first])).expect("held").is_none());
+    assert!((0..5).all(|_| world.request().is_none()));
+    for _ in 0..10 {
+        assert_eq!(world.errands().wake_at, Some(world.now + Duration::from_secs(1)));
+        world.after(Duration::from_secs(1));
+        let probe = world.told();
+        assert_eq!(probe.len(), 1, "one at a time while it refuses");
+        let probe = probe.into_iter().map(Told::grant).next().expect("one");
+        assert!(world.refused(&probe));
+        assert!(world.retry(&ids(&[&probe])).expect("held").is_none());
+    }
+    world.after(Duration::from_secs(1));
+    let probe = world.told().pop().expect("one").grant();
+    world.answered(&probe);
+    assert_eq!(world.told().len(), 5, "all others at once, now that it answers");
 }
 
 #[test]
@@ -718,7 +740,7 @@ fn a_hundred_thousand_endpoints_come_change_and_go() {
 
 #[test]
 fn a_backend_is_told_apart_from_every_other() {
-    let address = "10.0.0.1:80".parse().expect("an address");
+    let address = ("10.0.0.1:80".parse().expect("an address"), None);
     assert_ne!(Backend::new(address, None, 1).id(), Backend::new(address, None, 1).id());
     assert_eq!(watched("a", "10.0.0.1").verdict.source, Source::Observed);
 }

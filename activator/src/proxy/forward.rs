@@ -361,10 +361,7 @@ fn unverifiable(why: String, request: &mut Option<Request<Outgoing>>) -> Failure
 /// A connection was not opened: nothing was sent. Whoever tried is the one to tell on the backend.
 fn not_opened(lease: &Lease, error: &ConnectError) -> Failure {
     tracing::debug!(address = %lease.address(), error = error as &dyn std::error::Error, "no connection to a backend");
-    let (error, tried) = match error {
-        ConnectError::Others(error) => (&**error, false),
-        error => (error, true),
-    };
+    let (error, tried) = if let ConnectError::Others(theirs) = error { (&**theirs, false) } else { (error, true) };
     let (fault, retry) = match error {
         // No other backend would be better off.
         ConnectError::Full => return Failure { fault: Fault::TooManyConnections, retry: None },
@@ -372,10 +369,10 @@ fn not_opened(lease: &Lease, error: &ConnectError) -> Failure {
         ConnectError::Tls(why) => (Fault::Tls(why.to_string()), Retry::Tls),
         ConnectError::Refused(_) | ConnectError::Http(_) | ConnectError::Others(_) => (Fault::Refused, Retry::Connect),
     };
-    match retry {
-        Retry::ConnectTimeout if tried => lease.timed_out(),
-        _ if tried => lease.refused(),
-        _ => {}
+    if tried && retry == Retry::ConnectTimeout {
+        lease.timed_out();
+    } else if tried {
+        lease.refused();
     }
     Failure { fault, retry: Some(retry) }
 }

@@ -162,21 +162,28 @@ async fn the_certificate_is_that_of_the_name_asked_for() {
     }
 }
 
+/// Requests that wait, each on a connection of its own.
+async fn held_burst(scene: &Scene) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for _ in 0..50 {
+        let mut peer = scene.connect().await;
+        peer.send(GET).await;
+        peers.push(peer);
+    }
+    scene.held(50).await;
+    peers
+}
+
 #[tokio::test]
 async fn a_burst_to_a_pod_without_connections_shares_one_of_http2_over_tls() {
     let authority = Authority::new();
     let folder = tempfile::tempdir().expect("a folder");
     let mut pod = Echo::tls(authority.server("web.test.svc", &[b"h2", b"http/1.1"])).await;
     let mut scene = Scene::start(authority.config(folder.path()), https(), &[]);
-    let answers: Vec<_> = (0..50).map(|_| scene.ask(GET)).collect();
-    let answers = futures::future::join_all(answers);
-    tokio::pin!(answers);
-    tokio::select! {
-        _ = &mut answers => panic!("there is no pod"),
-        () = scene.held(50) => {}
-    }
+    let peers = held_burst(&scene).await;
     scene.ready(pod.address);
-    for answer in answers.await {
+    for mut peer in peers {
+        let answer = peer.answer().await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("HTTP/2.0"), "{answer}");
     }
     assert_eq!(pod.connections(), 1);
@@ -192,13 +199,7 @@ async fn a_burst_waits_for_the_first_handshake_and_its_failure_is_told_to_all() 
         Settings { hold_timeout: LONG, ..https() },
         &[],
     );
-    let mut peers = Vec::new();
-    for _ in 0..50 {
-        let mut peer = scene.connect().await;
-        peer.send(GET).await;
-        peers.push(peer);
-    }
-    scene.held(50).await;
+    let peers = held_burst(&scene).await;
     scene.ready(pod.address);
     let mut there = pod.accept().await;
     there.send("this is no TLS").await;

@@ -150,10 +150,12 @@ impl Dialer {
 
 impl ConnectError {
     fn refused(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Self::TimedOut,
-            _ if is_ours(&error) => Self::Full,
-            _ => Self::Refused(Arc::new(error)),
+        if error.kind() == io::ErrorKind::TimedOut {
+            Self::TimedOut
+        } else if is_ours(&error) {
+            Self::Full
+        } else {
+            Self::Refused(Arc::new(error))
         }
     }
 

@@ -195,10 +195,9 @@ impl Held {
     fn hand_on(&mut self, mut connection: Http1) -> Option<Http1> {
         while let Some(at) = self.waiting.iter().position(|waiting| waiting.key == connection.key) {
             let waiting = self.waiting.remove(at)?;
-            match waiting.told.send(Told::Take(Link::Http1(connection))) {
-                Err(Told::Take(Link::Http1(back))) => connection = back,
-                _ => return None,
-            }
+            let told = waiting.told.send(Told::Take(Link::Http1(connection)));
+            let Err(Told::Take(Link::Http1(back))) = told else { return None };
+            connection = back;
         }
         Some(connection)
     }

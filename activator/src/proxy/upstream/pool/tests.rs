@@ -1,5 +1,5 @@
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use futures::FutureExt as _;
@@ -8,12 +8,10 @@ use hyper_util::rt::TokioIo;
 
 use super::*;
 
-fn key() -> Key {
-    Key { address: SocketAddr::from(([127, 0, 0, 1], 80)), name: None }
-}
+static KEY: Key = Key { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80), name: None };
 
 fn open<'a>(pool: &'a Pool, expected: Expected) -> Option<Opening<'a>> {
-    match pool.turn(&key(), expected).now_or_never()? {
+    match pool.turn(&KEY, expected).now_or_never()? {
         Turn::Open(opening) => Some(opening),
         Turn::Take(_) | Turn::Failed(_) => None,
     }
@@ -24,14 +22,14 @@ async fn connection() -> (Http1, tokio::io::DuplexStream) {
     let (near, far) = tokio::io::duplex(64);
     let (sender, connection) = http1::handshake(TokioIo::new(near)).await.expect("nothing is sent");
     tokio::spawn(connection);
-    (Http1 { key: key(), sender }, far)
+    (Http1 { key: KEY.clone(), sender }, far)
 }
 
 #[tokio::test]
 async fn a_burst_opens_as_many_as_it_needs_within_a_bound() {
     let pool = Pool::default();
     let mut opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
-    let waiting = pool.turn(&key(), Expected::Http1);
+    let waiting = pool.turn(&KEY, Expected::Http1);
     tokio::pin!(waiting);
     assert!(waiting.as_mut().now_or_never().is_none());
     let (link, _far) = connection().await;
@@ -46,7 +44,7 @@ async fn what_is_shared_is_opened_once_for_a_hundred() {
         pool.lock().shares = Some(true);
         let first = open(&pool, expected);
         assert!(first.is_some());
-        let mut waiting: Vec<_> = (0..STREAMS).map(|_| Box::pin(pool.turn(&key(), expected))).collect();
+        let mut waiting: Vec<_> = (0..STREAMS).map(|_| Box::pin(pool.turn(&KEY, expected))).collect();
         assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
         assert!(open(&pool, expected).is_some());
     }
@@ -56,7 +54,7 @@ async fn what_is_shared_is_opened_once_for_a_hundred() {
 async fn until_the_first_handshake_is_over_all_wait_for_it() {
     let pool = Pool::default();
     let first = open(&pool, Expected::Either).expect("may open");
-    let mut waiting: Vec<_> = (0..3 * STREAMS).map(|_| Box::pin(pool.turn(&key(), Expected::Either))).collect();
+    let mut waiting: Vec<_> = (0..3 * STREAMS).map(|_| Box::pin(pool.turn(&KEY, Expected::Either))).collect();
     assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
     let (link, _far) = connection().await;
     first.done(&Link::Http1(link));
@@ -68,8 +66,8 @@ async fn until_the_first_handshake_is_over_all_wait_for_it() {
 async fn a_connection_that_comes_back_goes_to_whoever_waits() {
     let pool = Pool::default();
     let _opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
-    let mut left = Box::pin(pool.turn(&key(), Expected::Http1));
-    let mut next = Box::pin(pool.turn(&key(), Expected::Http1));
+    let mut left = Box::pin(pool.turn(&KEY, Expected::Http1));
+    let mut next = Box::pin(pool.turn(&KEY, Expected::Http1));
     assert!(left.as_mut().now_or_never().is_none() && next.as_mut().now_or_never().is_none());
     let (link, _far) = connection().await;
     assert!(!pool.put(link));
@@ -82,11 +80,11 @@ async fn a_connection_that_comes_back_goes_to_whoever_waits() {
 async fn whoever_waits_learns_of_a_failure_and_of_one_who_gave_up() {
     let pool = Pool::default();
     let first = open(&pool, Expected::Http2).expect("may open");
-    let mut waiting = Box::pin(pool.turn(&key(), Expected::Http2));
+    let mut waiting = Box::pin(pool.turn(&KEY, Expected::Http2));
     assert!(waiting.as_mut().now_or_never().is_none());
     drop(first);
     let Some(Turn::Open(second)) = waiting.now_or_never() else { panic!("its turn has come") };
-    let mut waiting = Box::pin(pool.turn(&key(), Expected::Http2));
+    let mut waiting = Box::pin(pool.turn(&KEY, Expected::Http2));
     assert!(waiting.as_mut().now_or_never().is_none());
     second.failed(&ConnectError::Refused(Arc::new(io::ErrorKind::ConnectionRefused.into())));
     assert!(matches!(waiting.now_or_never(), Some(Turn::Failed(ConnectError::Others(_)))));

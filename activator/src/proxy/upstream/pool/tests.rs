@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 
 use super::*;
 
-static KEY: Key = Key { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80), name: None };
+static KEY: Key = Key { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 80), other: None, name: None };
 
 fn open<'a>(pool: &'a Pool, expected: Expected) -> Option<Opening<'a>> {
     match pool.turn(&KEY, expected).now_or_never()? {

@@ -64,7 +64,7 @@ pub struct Backend {
 impl Backend {
     /// A backend with one pool for each of `workers`. Without an endpoint it is a ClusterIP.
     pub(super) fn new(address: SocketAddr, endpoint: Option<EndpointId>, workers: usize) -> Arc<Self> {
-        let pools = std::iter::repeat_with(Pool::default).take(workers.max(1)).collect();
+        let pools = std::iter::repeat_with(|| Pool::new(workers)).take(workers.max(1)).collect();
         Arc::new(Self { id: BackendId::next(), address, endpoint, retired: AtomicBool::new(false), pools })
     }
 

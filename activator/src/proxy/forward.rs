@@ -35,7 +35,7 @@ use super::headers::{self, Forwarding};
 use super::route::Routes;
 use super::target::{AppProtocol, Backend, BackendId, Lease, Refusal, Settings, Target};
 use super::upstream::trust::Trust;
-use super::upstream::{ConnectError, Dialer, Expected, Key, Link, Protocol, SURELY_OPEN, Turn};
+use super::upstream::{ACCEPTED_AFTER, ConnectError, Dialer, Expected, Key, Link, Protocol, SURELY_OPEN, Turn};
 use crate::server::connections::Connection;
 
 /// How often a request is tried, each time with another backend if there is one.
@@ -286,6 +286,16 @@ impl Worker {
         let opened = self.dialer.open(key, protocol).await;
         self.meters.opened(begun.elapsed(), opened.is_ok());
         match opened {
+            // Without TLS it is the kernel that has taken it, and nobody else yet.
+            Ok(Link::Http1(link)) if key.name.is_none() => {
+                opening.linger();
+                let (backend, index) = (Arc::clone(lease.backend()), self.index);
+                tokio::spawn(async move {
+                    tokio::time::sleep(ACCEPTED_AFTER).await;
+                    backend.pool(index).accepted();
+                });
+                Ok((Link::Http1(link), false))
+            }
             Ok(link) => {
                 if opening.done(&link) {
                     self.sweep(lease);

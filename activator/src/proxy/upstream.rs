@@ -16,7 +16,7 @@ pub mod trust;
 use super::forward::Outgoing;
 pub(super) use connect::{ConnectError, Dialer, Protocol};
 pub use pool::Pool;
-pub(super) use pool::Turn;
+pub(super) use pool::{ACCEPTED_AFTER, Turn};
 pub(super) use slots::Slots;
 pub(super) use trust::Name;
 

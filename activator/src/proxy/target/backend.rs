@@ -70,7 +70,7 @@ impl Backend {
         endpoint: Option<EndpointId>,
         workers: usize,
     ) -> Arc<Self> {
-        let pools = std::iter::repeat_with(Pool::default).take(workers.max(1)).collect();
+        let pools = std::iter::repeat_with(|| Pool::new(workers)).take(workers.max(1)).collect();
         let (id, retired, gone) = (BackendId::next(), AtomicBool::new(false), AtomicBool::new(false));
         Arc::new(Self { id, address, other, endpoint, retired, gone, pools })
     }

@@ -20,9 +20,13 @@ const MOST_IDLE: usize = 256;
 /// closed one is noticed, so what counts is the descriptors of a backend that is asked no more.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Most connections that one worker opens to one backend at a time: half of the least backlog that is common among
-/// servers (128), so that none is dropped and waits a second for its SYN to be sent again.
+/// Most connections that all workers together open to one backend at a time, those included that it has hardly had the
+/// time to accept: half of a backlog that is common among servers (128). Beyond it the kernel drops a SYN, and the next
+/// one comes a second later.
 const MOST_OPENING: usize = 64;
+
+/// How long a server may take to accept what the kernel has established.
+pub(in crate::proxy) const ACCEPTED_AFTER: Duration = Duration::from_millis(5);
 
 /// What a request without a connection does next.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub(in crate::proxy) enum Turn<'a> {
 }
 
 /// One worker's connections to one backend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
     held: Mutex<Held>,
 }
@@ -49,8 +53,10 @@ struct Held {
     shared: Vec<Http2>,
     /// Whether the worker sweeps this pool.
     swept: bool,
-    /// Connections that are being opened.
+    /// Connections that are being opened, or have been just now.
     opening: usize,
+    /// Most of them.
+    most_opening: usize,
     /// Whether many requests shared the connection that was opened last.
     shares: Option<bool>,
     waiting: VecDeque<Waiting>,
@@ -71,6 +77,12 @@ enum Told {
 }
 
 impl Pool {
+    /// One of a backend's pools, of which each worker has one.
+    pub fn new(workers: usize) -> Self {
+        let most_opening = (MOST_OPENING / workers.max(1)).max(1);
+        Self { held: Mutex::new(Held { most_opening, ..Held::default() }) }
+    }
+
     /// Closes idle connections and keeps none from now on; those with requests end after them.
     pub fn retire(&self) {
         let mut held = self.lock();
@@ -92,7 +104,7 @@ impl Pool {
             let mut held = self.lock();
             if held.may_open(expected, held.waiting.len() + 1) {
                 held.opening += 1;
-                return Turn::Open(Opening { pool: self, expected });
+                return Turn::Open(Opening::new(self, expected));
             }
             let (told, answer) = oneshot::channel();
             held.waiting.push_back(Waiting { key: key.clone(), expected, told });
@@ -139,6 +151,13 @@ impl Pool {
         let closed: Vec<_> = held.idle.drain(..closing).collect();
         drop(held);
         drop(closed);
+    }
+
+    /// What had been opened when [`Opening::linger`] was called will have been accepted.
+    pub(in crate::proxy) fn accepted(&self) {
+        let mut held = self.lock();
+        held.opening -= 1;
+        held.serve_waiting();
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -188,7 +207,7 @@ impl Held {
                 Some(shares) => shares,
             },
         };
-        self.opening < MOST_OPENING && (!shares || self.opening * STREAMS < wanting)
+        self.opening < self.most_opening && (!shares || self.opening * STREAMS < wanting)
     }
 
     /// Gives a connection to whoever waits for one. Back when nobody does.
@@ -222,9 +241,14 @@ impl Held {
 pub(in crate::proxy) struct Opening<'a> {
     pool: &'a Pool,
     expected: Expected,
+    lingers: bool,
 }
 
-impl Opening<'_> {
+impl<'a> Opening<'a> {
+    fn new(pool: &'a Pool, expected: Expected) -> Self {
+        Self { pool, expected, lingers: false }
+    }
+
     /// It is open. True as [`Pool::put`].
     pub(in crate::proxy) fn done(self, link: &Link) -> bool {
         let mut held = self.pool.lock();
@@ -240,6 +264,11 @@ impl Opening<'_> {
         }
     }
 
+    /// It is open as far as the kernel goes, and takes its place until [`Pool::accepted`] is called.
+    pub(in crate::proxy) fn linger(mut self) {
+        self.lingers = true;
+    }
+
     /// It could not be opened: those who wait for it learn that.
     pub(in crate::proxy) fn failed(self, error: &ConnectError) {
         let waiting = std::mem::take(&mut self.pool.lock().waiting);
@@ -251,9 +280,9 @@ impl Opening<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        let mut held = self.pool.lock();
-        held.opening -= 1;
-        held.serve_waiting();
+        if !self.lingers {
+            self.pool.accepted();
+        }
     }
 }
 
@@ -268,7 +297,7 @@ impl<'a> Wait<'a> {
     async fn answer(mut self) -> Turn<'a> {
         match (&mut self.answer).await {
             Ok(Told::Take(link)) => Turn::Take(link),
-            Ok(Told::Open) => Turn::Open(Opening { pool: self.pool, expected: self.expected }),
+            Ok(Told::Open) => Turn::Open(Opening::new(self.pool, self.expected)),
             Ok(Told::Failed(error)) => Turn::Failed(error),
             Err(_) => unreachable!("whoever waits is told"),
         }
@@ -279,7 +308,7 @@ impl Drop for Wait<'_> {
     fn drop(&mut self) {
         self.answer.close();
         match self.answer.try_recv() {
-            Ok(Told::Open) => drop(Opening { pool: self.pool, expected: self.expected }),
+            Ok(Told::Open) => drop(Opening::new(self.pool, self.expected)),
             // It has not begun to be swept by this: it was in use just now.
             Ok(Told::Take(Link::Http1(connection))) => drop(self.pool.put(connection)),
             Ok(Told::Take(Link::Http2(_)) | Told::Failed(_)) | Err(_) => {}

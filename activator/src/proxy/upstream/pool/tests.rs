@@ -27,7 +27,7 @@ async fn connection() -> (Http1, tokio::io::DuplexStream) {
 
 #[tokio::test]
 async fn a_burst_opens_as_many_as_it_needs_within_a_bound() {
-    let pool = Pool::default();
+    let pool = Pool::new(1);
     let mut opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
     let waiting = pool.turn(&KEY, Expected::Http1);
     tokio::pin!(waiting);
@@ -38,9 +38,19 @@ async fn a_burst_opens_as_many_as_it_needs_within_a_bound() {
 }
 
 #[tokio::test]
+async fn what_may_not_have_been_accepted_yet_counts_as_being_opened() {
+    let pool = Pool::new(MOST_OPENING);
+    open(&pool, Expected::Http1).expect("may open").linger();
+    let mut waiting = Box::pin(pool.turn(&KEY, Expected::Http1));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    pool.accepted();
+    assert!(matches!(waiting.now_or_never(), Some(Turn::Open(_))));
+}
+
+#[tokio::test]
 async fn what_is_shared_is_opened_once_for_a_hundred() {
     for expected in [Expected::Http2, Expected::Either] {
-        let pool = Pool::default();
+        let pool = Pool::new(1);
         pool.lock().shares = Some(true);
         let first = open(&pool, expected);
         assert!(first.is_some());
@@ -52,7 +62,7 @@ async fn what_is_shared_is_opened_once_for_a_hundred() {
 
 #[tokio::test]
 async fn until_the_first_handshake_is_over_all_wait_for_it() {
-    let pool = Pool::default();
+    let pool = Pool::new(1);
     let first = open(&pool, Expected::Either).expect("may open");
     let mut waiting: Vec<_> = (0..3 * STREAMS).map(|_| Box::pin(pool.turn(&KEY, Expected::Either))).collect();
     assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
@@ -64,7 +74,7 @@ async fn until_the_first_handshake_is_over_all_wait_for_it() {
 
 #[tokio::test]
 async fn a_connection_that_comes_back_goes_to_whoever_waits() {
-    let pool = Pool::default();
+    let pool = Pool::new(1);
     let _opening: Vec<_> = (0..MOST_OPENING).map(|_| open(&pool, Expected::Http1)).collect();
     let mut left = Box::pin(pool.turn(&KEY, Expected::Http1));
     let mut next = Box::pin(pool.turn(&KEY, Expected::Http1));
@@ -78,7 +88,7 @@ async fn a_connection_that_comes_back_goes_to_whoever_waits() {
 
 #[tokio::test]
 async fn whoever_waits_learns_of_a_failure_and_of_one_who_gave_up() {
-    let pool = Pool::default();
+    let pool = Pool::new(1);
     let first = open(&pool, Expected::Http2).expect("may open");
     let mut waiting = Box::pin(pool.turn(&KEY, Expected::Http2));
     assert!(waiting.as_mut().now_or_never().is_none());

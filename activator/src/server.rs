@@ -21,7 +21,7 @@ use metrics::counter;
 use podlight_proto::{ErrorCode, Problem};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -44,14 +44,6 @@ pub(crate) const BACKLOG: u32 = 4096;
 
 /// How long a TLS handshake may take, as long as headers may.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Most TLS handshakes that have a turn. In a storm of new connections the first are done while the others wait with
-/// nothing but their sockets, where otherwise all would be half done for most of the time.
-const TURNS: usize = 128;
-
-/// How long a handshake has its turn: many times what one takes. It goes on without, so that whoever begins one and
-/// leaves it there takes less from the others than if it had gone through with it.
-const TURN: Duration = Duration::from_millis(50);
 
 /// How long a peer may take none of what is written to it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -201,8 +193,7 @@ impl Server {
             Arc::new(Connections::new(self.name, self.limits.connections, self.limits.connections_per_source));
         let Self { name, listener, tls, router, limits } = self;
         let (http1, http2, shutdown_of_all) = (http1(), http2(), shutdown.clone());
-        let turns = Semaphore::new(TURNS);
-        let context = Arc::new(Context { name, tls, turns, router, limits, http1, http2, shutdown: shutdown_of_all });
+        let context = Arc::new(Context { name, tls, router, limits, http1, http2, shutdown: shutdown_of_all });
         let mut tasks = JoinSet::new();
         let begun = shutdown.begun();
         tokio::pin!(begun);
@@ -297,7 +288,6 @@ fn http2() -> http2::Builder<TokioExecutor> {
 struct Context {
     name: &'static str,
     tls: Option<Tls>,
-    turns: Semaphore,
     router: Router,
     limits: Limits,
     http1: http1::Builder,
@@ -313,14 +303,14 @@ impl Context {
             return self.serve(stream, peer, &admitted.connection).await;
         };
         // Boxed, as is what is served below: a connection holds only what it needs while it rests.
-        if let Some(stream) = Box::pin(self.shake(tls, stream, peer, &admitted)).await {
+        if let Some(stream) = Box::pin(self.shake(TlsAcceptor::from(tls.current()), stream, peer, &admitted)).await {
             self.serve(stream, peer, &admitted.connection).await;
         }
     }
 
     async fn shake(
         &self,
-        tls: &Tls,
+        acceptor: TlsAcceptor,
         stream: TcpStream,
         peer: SocketAddr,
         admitted: &Admitted,
@@ -328,7 +318,7 @@ impl Context {
         let handshake = tokio::select! {
             biased;
             () = self.asked_to_end(&admitted.connection) => return None,
-            handshake = tokio::time::timeout(self.limits.timeouts.handshake, self.accept(tls, stream)) => handshake,
+            handshake = tokio::time::timeout(self.limits.timeouts.handshake, acceptor.accept(stream)) => handshake,
         };
         let reason = match handshake {
             Ok(Ok(stream)) => return Some(Box::new(stream)),
@@ -340,20 +330,6 @@ impl Context {
         };
         counter!("podlight_tls_handshake_failures_total", "listener" => self.name, "reason" => reason).increment(1);
         None
-    }
-
-    /// Does a handshake, when it has begun and its turn has come.
-    async fn accept(&self, tls: &Tls, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        stream.readable().await?;
-        // Never closed; if it were, handshakes would only be less bounded.
-        let turn = self.turns.acquire().await;
-        let handshake = TlsAcceptor::from(tls.current()).accept(stream);
-        tokio::pin!(handshake);
-        if let Ok(done) = tokio::time::timeout(TURN, &mut handshake).await {
-            return done;
-        }
-        drop(turn);
-        handshake.await
     }
 
     /// Serves a connection to its end. Between requests of HTTP/1 it has neither buffers nor HTTP's state: most

@@ -128,7 +128,6 @@ async fn a_resting_connection_takes_little_memory() {
     let context = Arc::new(Context {
         name: "test",
         tls: None,
-        turns: Semaphore::new(1),
         router,
         limits: limits(),
         http1: http1(),
@@ -332,24 +331,6 @@ async fn a_handshake_that_does_not_come_is_not_waited_for() {
     let tls = Tls::from_files(&tls::tests::write_pair(folder.path(), "a.test").0).expect("loads");
     let server = start(Limits { timeouts: Timeouts { handshake: QUICK, ..limits().timeouts }, ..limits() }, Some(tls));
     assert_eq!(until_closed(&mut server.connect().await).await, "");
-}
-
-#[tokio::test]
-async fn handshakes_that_are_left_there_keep_nobody_out() {
-    let tls = Tls::self_signed(&["localhost".to_owned()], None).expect("makes");
-    let limits = Limits { connections: 2 * TURNS + 100, connections_per_source: 2 * TURNS + 100, ..limits() };
-    let server = start(limits, Some(tls));
-    let mut left = Vec::new();
-    for _ in 0..2 * TURNS {
-        let mut stream = server.connect().await;
-        // The beginning of a record that never comes.
-        stream.write_all(&[0x16, 3, 1]).await.expect("writes");
-        left.push(stream);
-    }
-    let began = std::time::Instant::now();
-    certificate(server.address).await;
-    // Sooner than the deadline of those before it: 20 s.
-    assert!(began.elapsed() < LONG / 2, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -40,8 +40,9 @@ pub use standalone::{StandaloneConfig, spawn_standalone};
 /// Turns true, or loses its sender, when everything is to end.
 pub type Shutdown = signal::Receiver<bool>;
 
-/// Objects per list page: what client-go asks for. Bounds how much of a list is in memory as JSON.
-const PAGE_SIZE: u32 = 500;
+/// Objects per list page. Bounds how much of a list is in memory at once: a pod as it is decoded takes dozens of KiB, most of
+/// them for who manages which of its fields.
+const PAGE_SIZE: u32 = 100;
 
 /// How long one watch request lasts before it is renewed. A connection that died without a word is noticed this
 /// much later, plus 5 s; a renewal costs the API server next to nothing.

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use metrics::counter;
 use podlight_proto::{Boot, Event, FreshEvent, PodUid, PublicKey};
 
 use super::authenticate::VerifiedToken;
@@ -128,10 +129,7 @@ impl Session {
             (None, Some(expires)) => Ok(bound(expires)),
             (Some(held), None) if held.key != key => Err(SessionError::OtherKey),
             (Some(held), Some(_)) if held.key != key && boot <= held.boot => Ok(Judgement::Superseded(held.boot)),
-            (Some(held), Some(expires)) if held.key != key => {
-                tracing::debug!(pod = %event.pod.uid(), from = %held.boot, to = %boot, "a newer boot binds another key");
-                Ok(bound(expires))
-            }
+            (Some(held), Some(expires)) if held.key != key => Ok(bound(expires)),
             (Some(held), expires) => {
                 let binding_expires = held.binding_expires.max(expires.unwrap_or(0));
                 if says_ready(event) && binding_expires <= now.wall_seconds {
@@ -223,7 +221,13 @@ impl Sessions {
         match Session::judge(held.as_deref(), *event.key(), event.event(), expires, now)? {
             Judgement::Superseded(boot) => return Ok(Admission::Superseded(boot)),
             Judgement::Admit(session) => match held {
-                Some(held) => *held = session,
+                Some(held) => {
+                    if held.key != session.key {
+                        counter!("podlight_keys_replaced_total").increment(1);
+                        tracing::info!(pod = %uid, from = %held.boot, to = %session.boot, "a newer boot binds another key");
+                    }
+                    *held = session;
+                }
                 None => {
                     let taken = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
                         (count < self.most).then_some(count + 1)

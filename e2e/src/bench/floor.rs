@@ -5,7 +5,6 @@
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -118,7 +117,7 @@ impl Floor {
         let port = free_port()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let log = folder.path().join("floor.log");
-        let process = Process::start(&std::env::current_exe()?, Path::new(&log), |command| {
+        let process = Process::start(&std::env::current_exe()?, &log, |command| {
             command.args(["child", "floor", &address.to_string()]);
         })?;
         eventually("the bare loop listens", async || Ok(TcpStream::connect(address).await.ok())).await?;

@@ -23,9 +23,6 @@ const KEEP_IDLE: Duration = Duration::from_secs(660);
 /// A connection whose other end is gone is found out before the next event needs it.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// TLS sessions remembered for a quick return. One a replica is enough.
-const SESSIONS: usize = 16;
-
 /// Why there is no client.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ClientError {
@@ -87,7 +84,8 @@ impl Client {
             return Err(ClientError::NoCertificate);
         }
         let mut tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        tls.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS);
+        // An activator gives no tickets.
+        tls.resumption = rustls::client::Resumption::disabled();
         reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .http1_only()

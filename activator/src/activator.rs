@@ -29,6 +29,7 @@ use crate::server::{Limits, Server, Shutdown, ShutdownTrigger, bind, with_fallba
 use crate::table::Table;
 use crate::table::owner::{self, Clock, TableHandle};
 use crate::table::snapshot::{Feed, Groups};
+use crate::xdp::attachment::Attachment;
 use crate::xdp::{self, Xdp, XdpConfig};
 
 /// Messages that may wait for the table besides those of requests under way, so that none of these is turned away.
@@ -89,12 +90,14 @@ enum Source {
     Standalone { manifests: PathBuf, key: Arc<IssuerKey>, issuer: String },
 }
 
-/// Runs an activator until the first signal, and takes it down; a second one aborts that.
+/// Runs an activator until the first signal, and takes it down; a second one aborts that. The attachment is that of the
+/// configured readiness map; it is made before there are threads.
 ///
 /// # Errors
 /// [`RunError`].
 pub async fn run(
     config: Config,
+    attachment: Option<Attachment>,
     metrics: PrometheusHandle,
     mut signals: impl Stream<Item = ()> + Unpin,
 ) -> Result<(), RunError> {
@@ -118,9 +121,8 @@ pub async fn run(
         Some(requests) => Some(start_proxy(requests, read.clone(), &mut parts)?).unzip(),
         None => (None, None),
     };
-    let xdp =
-        config.xdp.as_ref().zip(readiness_listener).map(|(xdp, listener)| start_xdp(xdp, listener, &read, &mut parts));
-    let xdp = xdp.transpose()?;
+    let xdp = config.xdp.as_ref().zip(attachment).zip(readiness_listener);
+    let xdp = xdp.map(|(xdp, listener)| start_xdp(xdp, listener, &read, &mut parts)).transpose()?;
     let (admin_trigger, admin_shutdown) = Shutdown::new();
     let page = config.status_page.then(|| PageConfig {
         replica: config.ingest.replica.clone(),
@@ -215,10 +217,15 @@ fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<
 }
 
 /// Starts answering health checks. Before the cluster has been listed, each is answered 503.
-fn start_xdp(config: &XdpConfig, listener: TcpListener, read: &Read, parts: &mut Parts) -> Result<Xdp, RunError> {
+fn start_xdp(
+    (config, attachment): (&XdpConfig, Attachment),
+    listener: TcpListener,
+    read: &Read,
+    parts: &mut Parts,
+) -> Result<Xdp, RunError> {
     let health = read.health.clone();
     let synced = async move { health.wait_synced().await };
-    let (xdp, tasks) = Xdp::start(config, listener, (read.groups.clone(), read.feed.clone()), synced)?;
+    let (xdp, tasks) = Xdp::start(config, attachment, listener, (read.groups.clone(), read.feed.clone()), synced)?;
     tasks.into_iter().for_each(|(name, task)| parts.add(name, task));
     Ok(xdp)
 }

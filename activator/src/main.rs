@@ -12,7 +12,8 @@ use clap::Parser as _;
 use futures::Stream;
 use podlight_activator::cluster::token::IssuerKey;
 use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
-use podlight_activator::{activator, status, telemetry, xdp};
+use podlight_activator::xdp::{self, attachment::Attachment};
+use podlight_activator::{activator, status, telemetry};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,9 +46,10 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start_log(config.log.targets.clone(), config.log.format)?;
     install_crypto()?;
     let metrics = telemetry::start_metrics()?;
+    let attachment = config.xdp.as_ref().map(Attachment::make);
     // As many workers as cores.
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
-    runtime.block_on(async { activator::run(config, metrics, signals()?).await.map_err(Into::into) })
+    runtime.block_on(async { activator::run(config, attachment, metrics, signals()?).await.map_err(Into::into) })
 }
 
 /// Runs a client of an activator.

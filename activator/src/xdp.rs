@@ -8,17 +8,18 @@
 //! Invariant: *never a false 200*. Whoever is told 200 is told what the table said at some moment within the time to live
 //! before. A writer that lags or hangs, a table that is behind, a kernel that takes no correction: each ends in 503.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::counter;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub mod answers;
+pub mod attachment;
 #[cfg(test)]
 mod fixtures;
 pub mod held;
@@ -31,16 +32,20 @@ pub mod status;
 pub mod writer;
 
 use answers::Answers;
+use attachment::{Attachment, Loaded, Packets};
 use held::Held;
 use place::Probe;
-use status::{Outcome, Status};
-use writer::{Map, Writer};
+use status::Status;
+use writer::Writer;
 
 use crate::server::{Shutdown, ShutdownTrigger};
 use crate::table::snapshot::{Feed, Groups};
 
 /// Longest path that can be asked for, in bytes.
 pub const LONGEST_PATH: usize = podlight_xdp::MAX_PATH;
+
+/// How often the metrics learn what became of packets.
+const RECORD_EVERY: Duration = Duration::from_secs(1);
 
 /// Connections of the readiness port, which need a descriptor each.
 pub(crate) const CONNECTIONS: usize = server::CONNECTIONS;
@@ -107,12 +112,13 @@ pub struct Xdp {
 }
 
 /// The tasks that have to run as long as it.
-pub(crate) type Tasks = [(&'static str, JoinHandle<()>); 2];
+pub(crate) type Tasks = [(&'static str, JoinHandle<()>); 3];
 
 impl Xdp {
     /// Starts answering on a listener that is bound: 503 until the cluster is `synced`.
     pub(crate) fn start(
         config: &XdpConfig,
+        attachment: Attachment,
         listener: TcpListener,
         (groups, feed): (Groups, Feed),
         synced: impl Future<Output = ()> + Send + 'static,
@@ -121,22 +127,28 @@ impl Xdp {
         let held = Arc::new(Held::new(config.ttl));
         let answers = Answers::new(&config.probes, LONGEST_PATH);
         let most = usize::try_from(config.max_entries).unwrap_or(usize::MAX);
-        let map: Option<Box<dyn Map>> = None;
+        let Attachment { outcome, kernel } = attachment;
+        let packets = kernel.as_ref().map(Loaded::packets);
+        let (program, map) = kernel.map(|kernel| kernel.mirror(config, listen)).unzip();
         let writer = Writer::new((groups, feed), answers, Arc::clone(&held), map, most);
         let ((withdraw, begun), (done, withdrawn), (end, ended)) = (Shutdown::new(), Shutdown::new(), Shutdown::new());
-        let outcome = Outcome { why: None, program: None, interfaces: Vec::new() };
-        let (most, packets) = (config.max_entries, Box::new(BTreeMap::new));
-        let status = Arc::new(Status { listen, most, outcome, held: Arc::clone(&held), packets });
+        let recording = tokio::spawn(record(packets.clone(), ended.clone()));
+        let status = Arc::new(Status { listen, most: config.max_entries, outcome, held: Arc::clone(&held), packets });
         let server = tokio::spawn(server::serve(listener, held, CONNECTIONS, ended.clone()));
         let writer = tokio::spawn(async move {
             let map = writer.run(synced, async move { begun.begun().await }).await;
             done.begin();
             // Attached until the end: what the program has begun to answer, it answers 503.
             ended.begun().await;
-            drop(map);
+            drop((map, program));
         });
         let xdp = Self { status, withdraw, withdrawn, end };
-        Ok((xdp, [("the writer of the readiness map", writer), ("the readiness port", server)]))
+        let tasks = [
+            ("the writer of the readiness map", writer),
+            ("the readiness port", server),
+            ("counting packets", recording),
+        ];
+        Ok((xdp, tasks))
     }
 
     /// What it does.
@@ -153,5 +165,21 @@ impl Xdp {
     /// Ends the program and the server.
     pub(crate) fn end(self) {
         self.end.begin();
+    }
+}
+
+/// Tells the metrics what became of packets, until the end begins.
+async fn record(packets: Option<Packets>, ended: Shutdown) {
+    let begun = ended.begun();
+    tokio::pin!(begun);
+    let mut ticks = tokio::time::interval(RECORD_EVERY);
+    loop {
+        tokio::select! {
+            () = &mut begun => return,
+            _ = ticks.tick(), if packets.is_some() => {}
+        }
+        for (fate, count) in packets.iter().flat_map(|packets| packets()) {
+            counter!("podlight_xdp_packets_total", "fate" => fate).absolute(count);
+        }
     }
 }

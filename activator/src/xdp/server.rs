@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
-use podlight_xdp::{ANY_ADDRESS, Answer as Entered, Entry, HEAD_BYTES, Head, Key, NEVER, Reply, Request};
+use podlight_xdp::{ANY_ADDRESS, Answer as Entered, Entry, HEAD_BYTES, Head, Key, NEVER, Reply, Request, TEXT_BYTES};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -26,6 +26,9 @@ const NAME: &str = "readiness";
 
 /// Most connections: probes last a millisecond, so that this many at once are a flood.
 pub(super) const CONNECTIONS: usize = 1024;
+
+/// What stands before the path: `GET `.
+const METHOD_BYTES: usize = 4;
 
 /// How long a request line may take. A kubelet gives a probe one second by default.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,9 +90,9 @@ async fn connection(mut stream: TcpStream, admitted: Admitted, held: Arc<Held>, 
         asked = timeout(REQUEST_TIMEOUT, request(&mut stream)) => asked,
     };
     let outcome = match asked {
-        Ok(Ok((request, head))) => {
+        Ok(Ok((request, bytes))) => {
             let _busy = connection.begin();
-            let (reply, answered) = answer(request, &head, &held);
+            let (reply, answered) = answer(request, &bytes, &held);
             // A peer that has gone has nothing more to lose; the kernel has room for one answer.
             let _ = timeout(LINGER, tell(&mut stream, &answered)).await;
             label(reply)
@@ -100,37 +103,37 @@ async fn connection(mut stream: TcpStream, admitted: Admitted, held: Arc<Held>, 
     counter!("podlight_xdp_userspace_answers_total", "answer" => outcome).increment(1);
 }
 
-/// Reads until the request line tells what is asked.
-async fn request(stream: &mut TcpStream) -> io::Result<(Request, Head)> {
+/// Reads until the request line tells what is asked; with the bytes that do.
+async fn request(stream: &mut TcpStream) -> io::Result<(Request, [u8; HEAD_BYTES])> {
     let (mut bytes, mut read) = ([0; HEAD_BYTES], 0);
     loop {
         match stream.read(&mut bytes[read..]).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             more => read += more,
         }
-        let head = Head::new(&bytes[..read]);
-        match head.parse(read) {
+        match Head::new(&bytes[..read]).parse(read) {
             Request::Incomplete if read < HEAD_BYTES => {}
-            Request::Incomplete => return Ok((Request::Malformed, head)),
-            request @ (Request::Get(_) | Request::Method | Request::Malformed) => return Ok((request, head)),
+            Request::Incomplete => return Ok((Request::Malformed, bytes)),
+            request @ (Request::Get(_) | Request::Method | Request::Malformed) => return Ok((request, bytes)),
         }
     }
 }
 
 /// What a request is answered, and in which bytes.
-fn answer(request: Request, head: &Head, held: &Held) -> (Reply, Vec<u8>) {
+fn answer(request: Request, bytes: &[u8; HEAD_BYTES], held: &Held) -> (Reply, Vec<u8>) {
     let (reply, text) = match request {
-        Request::Get(length) => look_up(&head.key(ANY_ADDRESS, 0, length), held),
+        Request::Get(length) => look_up(&bytes[METHOD_BYTES..METHOD_BYTES + length], held),
         Request::Method => (Reply::Method, None),
         Request::Malformed | Request::Incomplete => (Reply::Malformed, None),
     };
     (reply, signed(&reply.bytes(text)))
 }
 
-fn look_up(key: &Key, held: &Held) -> (Reply, Option<[u8; podlight_xdp::TEXT_BYTES]>) {
-    let (path, length) = key.path();
-    let Ok(path) = str::from_utf8(&path[..length]) else { return (Reply::Unknown, None) };
-    match held.ask(&Place { at: None, path: path.into() }, Moment::now()) {
+fn look_up(path: &[u8], held: &Held) -> (Reply, Option<[u8; TEXT_BYTES]>) {
+    let (Ok(text), Some(key)) = (str::from_utf8(path), Key::new(ANY_ADDRESS, 0, path)) else {
+        return (Reply::Unknown, None);
+    };
+    match held.ask(&Place { at: None, path: text.into() }, Moment::now()) {
         Found::Answer(answer) => {
             let entered = Entered {
                 is_ready: answer.ready,
@@ -141,7 +144,7 @@ fn look_up(key: &Key, held: &Held) -> (Reply, Option<[u8; podlight_xdp::TEXT_BYT
                 backend: 0,
             };
             let reply = if answer.ready { Reply::Ready } else { Reply::Unready };
-            (reply, Some(Entry::new(0, key, &entered).text))
+            (reply, Some(Entry::new(0, &key, &entered).text))
         }
         Found::Unknown => (Reply::Unknown, None),
         Found::Stale => (Reply::Stale, None),

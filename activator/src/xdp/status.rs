@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mode;
 use super::answers::Answer;
+use super::attachment::Packets;
 use super::held::Held;
 use super::place::Place;
 use crate::table::snapshot::Moment;
@@ -137,8 +138,8 @@ pub struct Status {
     pub outcome: Outcome,
     /// What is answered.
     pub held: Arc<Held>,
-    /// The program's counters.
-    pub packets: Box<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+    /// The program's counters, where there is one.
+    pub(super) packets: Option<Packets>,
 }
 
 impl std::fmt::Debug for Status {
@@ -176,7 +177,7 @@ impl Status {
         Contents {
             map: self.view(),
             age_ms: age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            packets: (self.packets)(),
+            packets: self.packets.as_ref().map(|packets| packets()).unwrap_or_default(),
             cut: chosen.count() - shown.len(),
             shown,
         }

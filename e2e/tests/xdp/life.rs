@@ -1,0 +1,64 @@
+//! What is answered when the activator hangs, dies, may not load a program, or finds somebody else's.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use podlight_e2e::eventually::eventually;
+use podlight_e2e::net::ground::{Ground, GroundSpec, Mode};
+use podlight_e2e::net::pair::DEVICE;
+
+/// As short as the activator takes.
+const TTL: Duration = Duration::from_secs(1);
+
+fn with_ttl(mode: Mode, test: impl AsyncFnOnce(&mut Ground) -> Result<()> + Send) -> Result<()> {
+    GroundSpec::new(mode).run_with(|spec| spec.flag("xdp-ttl", &format!("{}s", TTL.as_secs())), test)
+}
+
+/// Asks until nothing is ready any more. Fails when a probe that began later than the ttl is told so.
+async fn no_false_200(ground: &Ground, since: Instant) -> Result<()> {
+    let path = ground.path("web");
+    eventually("nothing is ready", async || {
+        let begun = Instant::now();
+        // No connection, a reset and a connection that nobody serves are as good as 503.
+        let ready = ground.ask_briefly(&path).is_some_and(|status| status == 200);
+        ensure!(!ready || begun.duration_since(since) < TTL, "ready, {:?} after the end", begun.duration_since(since));
+        Ok((!ready && since.elapsed() > TTL).then_some(()))
+    })
+    .await
+}
+
+#[test]
+fn a_killed_activator_s_answers_are_gone_within_the_ttl() -> Result<()> {
+    for mode in Mode::PROGRAM {
+        with_ttl(mode, async |ground| {
+            ground.ready("web").await?;
+            let killed = Instant::now();
+            ground.activator().kill();
+            no_false_200(ground, killed).await?;
+            for _ in 0..20 {
+                ensure!(ground.ask_briefly(&ground.path("web")).is_none(), "somebody answers");
+            }
+            let shown = ground.pair.server.run("ip", &["-details", "link", "show", DEVICE]).await?;
+            ensure!(!shown.contains("xdp"), "the program is still there: {shown}");
+            // And again, as it was.
+            ground.activator().start().await?;
+            ground.until(&ground.path("web"), 503).await
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_activator_that_hangs_answers_nothing_after_the_ttl_and_answers_again_when_it_runs_on() -> Result<()> {
+    for mode in Mode::PROGRAM {
+        with_ttl(mode, async |ground| {
+            ground.ready("web").await?;
+            let paused = Instant::now();
+            ground.activator().pause()?;
+            no_false_200(ground, paused).await?;
+            ground.activator().resume()?;
+            ground.until(&ground.path("web"), 200).await
+        })?;
+    }
+    Ok(())
+}

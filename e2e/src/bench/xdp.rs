@@ -8,6 +8,7 @@ use super::usage::median;
 use crate::net::ground::Mode;
 
 mod arena;
+mod change;
 mod cpu;
 mod flooded;
 mod leftover;
@@ -23,12 +24,15 @@ use arena::{Contender, Who};
 /// # Errors
 /// When this process may not, or something does not run.
 pub async fn measure() -> Result<Vec<Row>> {
+    let mut changes = change::measure(Mode::Generic).await?;
+    changes.extend(change::measure(Mode::Native).await?);
     let mut contenders = Vec::new();
     for who in Who::ALL {
         contenders.push(Contender::start(who).await.with_context(|| format!("cannot start {}", who.name()))?);
     }
     let of = |who: Who| contenders.iter().find(|contender| contender.who == who).context("no such contender");
     let mut rows = rate::measure(&contenders).await?;
+    rows.extend(changes);
     rows.extend(program::measure(&contenders).await?);
     rows.extend(leftover::measure(of(Who::Nginx)?, of(Who::Ours(Mode::Generic))?).await?);
     rows.extend(flooded::measure(&contenders).await?);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use podlight_xdp::Counter;
 
 use super::ask;
 use super::pair::{DEVICE, Pair, servers};
@@ -64,12 +65,14 @@ pub struct GroundSpec {
     pub mtu: u32,
     /// The activator's core, if it is to have one.
     pub core: Option<usize>,
+    /// In which mode somebody else's program is there before (`xdpdrv`, `xdpgeneric`).
+    pub foreign: Option<&'static str>,
 }
 
 impl GroundSpec {
     /// With the usual MTU.
     pub const fn new(mode: Mode) -> Self {
-        Self { mode, mtu: 1500, core: None }
+        Self { mode, mtu: 1500, core: None, foreign: None }
     }
 
     /// Makes it, runs `test` on it on a thread in the server's namespace, and takes it away.
@@ -126,6 +129,9 @@ impl Ground {
     async fn start(pair: Pair, spec: GroundSpec, differ: impl FnOnce(ActivatorSpec) -> ActivatorSpec) -> Result<Self> {
         if spec.mode == Mode::Native {
             pair.pass_at_client().await?;
+        }
+        if let Some(mode) = spec.foreign {
+            pair.pass_at_server(mode).await?;
         }
         let stage = Stage::standalone_with(|activator| {
             let mut activator = activator.within(&pair.server).flag("xdp-listen", &format!("[::]:{PORT}"));

@@ -93,12 +93,15 @@ impl Pair {
         pass_at(&self.server, mode).await
     }
 
-    /// Switches offloads of the client's device, as `ethtool -K` takes them.
+    /// Switches offloads of both ends, as `ethtool -K` takes them: `["tx", "off"]`.
     ///
     /// # Errors
-    /// When the device cannot.
+    /// When a device cannot.
     pub async fn offload(&self, switches: &[&str]) -> Result<()> {
-        self.client.run("ethtool", &[&["-K", DEVICE], switches].concat()).await.map(drop)
+        for end in [&self.client, &self.server] {
+            end.run("ethtool", &[&["-K", DEVICE], switches].concat()).await?;
+        }
+        Ok(())
     }
 
     /// Connects from the client's namespace. Whatever is done with the connection, it does not take longer than `patience` either.

@@ -96,7 +96,8 @@ backend out
     /// When it does not.
     pub async fn wait(&self, namespace: &Namespace, status: &str, check: &str, code: &str) -> Result<()> {
         let wanted = [("status", status), ("check_status", check), ("check_code", code)];
-        let look = eventually(&format!("HAProxy says {status} after {check} {code}"), async || {
+        let what = format!("HAProxy says {status} after {check} {code}");
+        let look = eventually(&what, async || {
             let url = format!("http://127.0.0.1:{}/stats;csv", self.port);
             let text = namespace.run("curl", &["--silent", "--max-time", "2", &url]).await?;
             let mut lines = text.lines();

@@ -122,3 +122,24 @@ fn once_a_drain_is_in_the_map_no_probe_finds_it_ready_again() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn offloads_change_no_answer() -> Result<()> {
+    for mode in Mode::PROGRAM {
+        GroundSpec::new(mode).run(async |ground| {
+            ground.ready("web").await?;
+            ground.unready("cold").await?;
+            for switches in [["tx", "off"], ["gso", "off"], ["gro", "on"], ["gro", "off"], ["tx", "on"]] {
+                ground.pair.offload(&switches).await?;
+                for server in ground.servers() {
+                    for (service, right) in [("web", 200), ("cold", 503)] {
+                        let answer = exchange(&ground.pair, server, &[&request(&ground.path(service))])?;
+                        assert_eq!(status(&answer)?, right, "{switches:?}");
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

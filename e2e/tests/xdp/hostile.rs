@@ -196,7 +196,9 @@ fn an_acknowledgement_without_a_cookie_gets_nothing_but_a_reset() -> Result<()> 
 #[test]
 fn scans_find_an_open_port_and_change_nothing() -> Result<()> {
     in_both(async |ground| {
-        for (scan, open) in [("-sS", true), ("-sT", true), ("-sA", false), ("-sN", false), ("-sF", false), ("-sX", false)] {
+        for (scan, open) in
+            [("-sS", true), ("-sT", true), ("-sA", false), ("-sN", false), ("-sF", false), ("-sX", false)]
+        {
             for (server, family) in ground.servers().into_iter().zip(["-4", "-6"]) {
                 let (ports, host) = (format!("{}-{}", PORT - 5, PORT + 5), server.ip().to_string());
                 let arguments = [scan, family, "-n", "-Pn", "-T4", "--max-retries", "2", "-p", &ports, &host];
@@ -285,7 +287,11 @@ fn every_packet_to_the_port_is_counted_once() -> Result<()> {
 }
 
 /// Sends some of everything and returns how many packets that was.
-fn conversation(ground: &Ground, packets: &podlight_e2e::net::packets::PacketSocket, server: SocketAddr) -> Result<u64> {
+fn conversation(
+    ground: &Ground,
+    packets: &podlight_e2e::net::packets::PacketSocket,
+    server: SocketAddr,
+) -> Result<u64> {
     let mut sent = 0;
     for service in ["web", "web", "cold", "none"] {
         let flow = Flow::open(packets, server)?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use podlight_e2e::activator::ActivatorSpec;
 use podlight_e2e::eventually::eventually;
 use podlight_e2e::net::ground::{Ground, GroundSpec, Mode};
 use podlight_e2e::net::pair::DEVICE;
@@ -58,6 +59,41 @@ fn an_activator_that_hangs_answers_nothing_after_the_ttl_and_answers_again_when_
             no_false_200(ground, paused).await?;
             ground.activator().resume()?;
             ground.until(&ground.path("web"), 200).await
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_program_of_somebody_else_s_stays_and_the_activator_answers_itself_and_says_whose_it_is() -> Result<()> {
+    for (theirs, ours) in [("xdpgeneric", Mode::Generic), ("xdpdrv", Mode::Native)] {
+        GroundSpec { foreign: Some(theirs), ..GroundSpec::new(ours) }.run(async |ground| {
+            ground.ready("web").await?;
+            let shown = ground.pair.server.run("ip", &["-details", "link", "show", DEVICE]).await?;
+            ensure!(shown.contains("xdp") && shown.contains("name pass"), "theirs has gone: {shown}");
+            let log = ground.activator().log_text()?;
+            ensure!(log.contains("WARN") && log.contains("pass"), "it does not say whose: {log}");
+            assert_eq!(ground.counters().await?.sum(), 0);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_capabilities_the_activator_warns_and_gives_the_same_answers_itself() -> Result<()> {
+    let differ = |spec: ActivatorSpec| spec.without("-bpf,-net_admin,-sys_admin,-perfmon");
+    for mode in Mode::PROGRAM {
+        GroundSpec::new(mode).run_with(differ, async |ground| {
+            ground.ready("web").await?;
+            ground.unready("cold").await?;
+            ground.until(&ground.path("none"), 404).await?;
+            let log = ground.activator().log_text()?;
+            let warnings: Vec<&str> =
+                log.lines().filter(|line| line.contains("WARN") && line.contains("xdp")).collect();
+            ensure!(warnings.len() == 1 && warnings[0].contains("CAP_BPF"), "{warnings:?}");
+            assert_eq!(ground.counters().await?.sum(), 0);
+            Ok(())
         })?;
     }
     Ok(())

@@ -2,4 +2,9 @@
 //! runs them, as root; without root each of them fails. What the harness sees is proved on nginx first: a count that could not
 //! be anything but zero proves nothing.
 
+mod clients;
+mod cluster;
 mod harness;
+mod hostile;
+mod life;
+mod wire;

@@ -83,7 +83,10 @@ fn options_of_every_system_are_taken_and_answered_with_none_that_was_not_offered
         &[2, 4, 5, 0xb4, 1, 3, 3, 6, 1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 4, 2, 0, 0],
         &[2, 4, 5, 0xb4, 1, 3, 3, 8, 1, 1, 4, 2],
         &[],
-        &[254, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, 5, 0xb4, 1, 1, 1, 1, 254, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 0, 0],
+        &[
+            254, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, 5, 0xb4, 1, 1, 1, 1, 254, 20, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+            13, 14, 15, 16, 17, 18, 0, 0,
+        ],
         &[2, 0, 8, 255],
     ];
     in_both(async |ground, packets, server| {
@@ -117,7 +120,11 @@ fn a_tagged_request_is_answered_behind_the_same_tag() -> Result<()> {
     in_both(async |ground, packets, server| {
         // A packet socket is handed frames without their tag; tcpdump puts it back.
         let filter = format!("vlan 7 and src port {PORT}");
-        let sniffer = ground.pair.client.start("tcpdump", &["-i", DEVICE, "-nn", "-e", "-l", "--immediate-mode", &filter], None)?;
+        let sniffer = ground.pair.client.start(
+            "tcpdump",
+            &["-i", DEVICE, "-nn", "-e", "-l", "--immediate-mode", &filter],
+            None,
+        )?;
         eventually("tcpdump listens", async || Ok(sniffer.log_tail().contains("listening on").then_some(()))).await?;
         let mut flow = Flow::new(packets, server);
         flow.send(&Segment::syn(flow.from, server, flow.sequence).tag(7))?;
@@ -127,7 +134,8 @@ fn a_tagged_request_is_answered_behind_the_same_tag() -> Result<()> {
         assert_eq!(flow.expect("an answer")?.status(), Some(200));
         eventually("both answers are tagged", async || {
             let said = sniffer.log_tail();
-            Ok((said.contains("[S.]") && said.contains("HTTP/1.1 200") || said.matches("vlan 7").count() >= 2).then_some(()))
+            Ok((said.contains("[S.]") && said.contains("HTTP/1.1 200") || said.matches("vlan 7").count() >= 2)
+                .then_some(()))
         })
         .await
     })

@@ -50,7 +50,9 @@ pub(super) struct Contender {
 }
 
 enum Kept {
-    Nginx(Process),
+    Nginx {
+        _process: Process,
+    },
     /// The thread that keeps the ground ends when the sender goes.
     Ground(Option<mpsc::Sender<()>>, Option<JoinHandle<Result<()>>>),
 }
@@ -62,7 +64,13 @@ impl Contender {
             Who::Nginx => {
                 let pair = Arc::new(Pair::new(1500).await?);
                 let nginx = nginx_that_answers(&pair.server, PORT, Some(&core_of(MEASURED_CORE))).await?;
-                Ok(Self { who, path: "/ready".to_owned(), process: nginx.id(), pair, kept: Kept::Nginx(nginx) })
+                Ok(Self {
+                    who,
+                    path: "/ready".to_owned(),
+                    process: nginx.id(),
+                    pair,
+                    kept: Kept::Nginx { _process: nginx },
+                })
             }
             Who::Ours(mode) => tokio::task::spawn_blocking(move || Self::ground(who, mode)).await?,
         }
@@ -75,7 +83,7 @@ impl Contender {
         let thread = std::thread::spawn(move || {
             spec.run_with(
                 |activator| activator.flag("log", "warn"),
-                async |ground| {
+                async move |ground| {
                     let _pod = ground.ready(SERVICE).await?;
                     let process = ground.activator().id().context("the activator has ended")?;
                     tell.send((Arc::clone(&ground.pair), ground.path(SERVICE), process))?;
@@ -111,7 +119,7 @@ impl Contender {
 impl Drop for Contender {
     fn drop(&mut self) {
         match &mut self.kept {
-            Kept::Nginx(_) => {}
+            Kept::Nginx { .. } => {}
             Kept::Ground(stop, thread) => {
                 stop.take();
                 // What it says at its end is nobody's concern any more.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use podlight_xdp::Counter;
+use serde_json::Value;
 
 use super::ask;
 use super::pair::{DEVICE, Pair, servers};
@@ -65,6 +65,8 @@ pub struct GroundSpec {
     pub mtu: u32,
     /// The activator's core, if it is to have one.
     pub core: Option<usize>,
+    /// Who is to answer in the end: the activator itself where it cannot have what it asks for.
+    pub serving: Mode,
     /// In which mode somebody else's program is there before (`xdpdrv`, `xdpgeneric`).
     pub foreign: Option<&'static str>,
 }
@@ -72,7 +74,7 @@ pub struct GroundSpec {
 impl GroundSpec {
     /// With the usual MTU.
     pub const fn new(mode: Mode) -> Self {
-        Self { mode, mtu: 1500, core: None, foreign: None }
+        Self { mode, mtu: 1500, core: None, serving: mode, foreign: None }
     }
 
     /// Makes it, runs `test` on it on a thread in the server's namespace, and takes it away.
@@ -144,7 +146,15 @@ impl Ground {
             }
             differ(activator)
         });
-        Ok(Self { stage: stage.await?, pair: Arc::new(pair), spec })
+        let ground = Self { stage: stage.await?, pair: Arc::new(pair), spec };
+        let status = ground.status().await?;
+        let serving = status["map"]["serving"].as_str().unwrap_or_default();
+        ensure!(
+            serving == spec.serving.to_string(),
+            "it serves {serving:?}: {status}, {}",
+            ground.activator().log_tail()
+        );
+        Ok(ground)
     }
 
     /// The activator.
@@ -202,17 +212,22 @@ impl Ground {
         ask::status(&ask::exchange(&self.pair, self.server(), &[&ask::request(path)])?)
     }
 
+    /// What the activator says of its readiness map.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn status(&self) -> Result<Value> {
+        let reply = self.activator().admin("/status/xdp").await?;
+        ensure!(reply.status == 200, "{} {}", reply.status, reply.body);
+        Ok(serde_json::from_str(&reply.body)?)
+    }
+
     /// What has become of every packet to the port.
     ///
     /// # Errors
     /// When the activator does not say.
     pub async fn counters(&self) -> Result<Counters> {
-        let metrics = self.activator().metrics().await?;
-        let counts = Counter::ALL.map(|counter| {
-            let label = counter.label();
-            (label, metrics.sum("podlight_xdp_packets_total", &[("fate", label)]) as u64)
-        });
-        Ok(Counters(BTreeMap::from(counts)))
+        Ok(Counters(serde_json::from_value(self.status().await?["packets"].take())?))
     }
 
     /// The status of an answer over IPv4, if there is one within half a second.
@@ -240,7 +255,7 @@ impl Ground {
 
 /// The program's counters.
 #[derive(Clone, Debug)]
-pub struct Counters(BTreeMap<&'static str, u64>);
+pub struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
     /// One of them.
@@ -256,6 +271,6 @@ impl Counters {
     /// What was counted since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        Self(self.0.iter().map(|(label, count)| (*label, count - before.of(label))).collect())
+        Self(self.0.iter().map(|(label, count)| (label.clone(), count - before.of(label))).collect())
     }
 }

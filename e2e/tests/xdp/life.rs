@@ -67,12 +67,15 @@ fn an_activator_that_hangs_answers_nothing_after_the_ttl_and_answers_again_when_
 #[test]
 fn a_program_of_somebody_else_s_stays_and_the_activator_answers_itself_and_says_whose_it_is() -> Result<()> {
     for (theirs, ours) in [("xdpgeneric", Mode::Generic), ("xdpdrv", Mode::Native)] {
-        GroundSpec { foreign: Some(theirs), ..GroundSpec::new(ours) }.run(async |ground| {
+        let spec = GroundSpec { foreign: Some(theirs), serving: Mode::Userspace, ..GroundSpec::new(ours) };
+        spec.run(async |ground| {
             ground.ready("web").await?;
             let shown = ground.pair.server.run("ip", &["-details", "link", "show", DEVICE]).await?;
             ensure!(shown.contains("xdp") && shown.contains("name pass"), "theirs has gone: {shown}");
             let log = ground.activator().log_text()?;
             ensure!(log.contains("WARN") && log.contains("pass"), "it does not say whose: {log}");
+            let status = ground.status().await?["map"].take();
+            ensure!(status["interfaces"][0]["why"].as_str().is_some_and(|why| why.contains("pass")), "{status}");
             assert_eq!(ground.counters().await?.sum(), 0);
             Ok(())
         })?;
@@ -84,7 +87,7 @@ fn a_program_of_somebody_else_s_stays_and_the_activator_answers_itself_and_says_
 fn without_capabilities_the_activator_warns_and_gives_the_same_answers_itself() -> Result<()> {
     let differ = |spec: ActivatorSpec| spec.without("-bpf,-net_admin,-sys_admin,-perfmon");
     for mode in Mode::PROGRAM {
-        GroundSpec::new(mode).run_with(differ, async |ground| {
+        GroundSpec { serving: Mode::Userspace, ..GroundSpec::new(mode) }.run_with(differ, async |ground| {
             ground.ready("web").await?;
             ground.unready("cold").await?;
             ground.until(&ground.path("none"), 404).await?;
@@ -92,6 +95,8 @@ fn without_capabilities_the_activator_warns_and_gives_the_same_answers_itself() 
             let warnings: Vec<&str> =
                 log.lines().filter(|line| line.contains("WARN") && line.contains("xdp")).collect();
             ensure!(warnings.len() == 1 && warnings[0].contains("CAP_BPF"), "{warnings:?}");
+            let status = ground.status().await?["map"].take();
+            ensure!(status.to_string().contains("CAP_BPF"), "{status}");
             assert_eq!(ground.counters().await?.sum(), 0);
             Ok(())
         })?;

@@ -13,7 +13,8 @@ SEEDS ?= 100000
 SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp bench-xdp simulate peers soak bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
+    advisories fmt image xdp xdp-check ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,10 +80,17 @@ advisories: ## Known vulnerabilities of dependencies (needs the advisory databas
 fmt: ## Format
 	$(CARGO) fmt --all
 
+xdp: ## Build the XDP program's object, which the repository keeps (installs a second compiler: Debian, as root)
+	@activator/xdp/build.sh
+
+xdp-check: ## Compare the kept object with what its source gives, byte for byte
+	@activator/xdp/build.sh --check
+
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
 
 ci: lint ## What CI runs; ends in the tests
+	$(MAKE) xdp-check
 	$(MAKE) demo DEMO_EXIT=1
 	$(MAKE) test-xdp
 	$(MAKE) test

@@ -15,7 +15,7 @@ mod request;
 pub use counter::Counter;
 pub use map::{
     ANY_ADDRESS, Answer, Beat, Entry, Key, Listen, ListenKey, MAX_PATH, NEVER, PATH_WORDS, Ports, Settings, Store,
-    Verdict, path_tag, v4_mapped,
+    Verdict, is_fresh, path_tag, v4_mapped,
 };
 pub use reply::{REPLY_BYTES, Reply, TEXT_BYTES};
 pub use request::{HEAD_BYTES, Head, Request};

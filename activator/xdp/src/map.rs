@@ -138,19 +138,9 @@ impl Entry {
         }
     }
 
-    /// What the entry says to whoever asked for the key with this tag: the only place where a 200 comes from.
-    #[inline(always)]
+    /// What the entry says to whoever asked for the key with this tag.
     pub fn verdict(&self, tag: u64, beat: &Beat, now_ns: u64) -> Verdict {
-        // One volatile read in the program's view: the word is loaded once and both halves belong together.
-        let word = self.verdict;
-        if word >> 16 != tag || !is_fresh(self.updated_ns, self.ttl_ns, now_ns) || !beat.is_fresh(now_ns) {
-            return Verdict::Stale;
-        }
-        match word & 0xffff {
-            200 => Verdict::Ready,
-            503 => Verdict::Unready,
-            _ => Verdict::Stale,
-        }
+        Verdict::new(self.verdict, tag, is_fresh(self.updated_ns, self.ttl_ns, now_ns) && beat.is_fresh(now_ns))
     }
 
     /// The answer that the entry was made of.
@@ -177,6 +167,18 @@ pub enum Verdict {
     Stale,
 }
 
+impl Verdict {
+    /// What an entry's word says to whoever asked for the key with this tag: the only place where a 200 comes from.
+    #[inline(always)]
+    pub fn new(word: u64, tag: u64, is_fresh: bool) -> Self {
+        match word & 0xffff {
+            200 if word >> 16 == tag && is_fresh => Self::Ready,
+            503 if word >> 16 == tag && is_fresh => Self::Unready,
+            _ => Self::Stale,
+        }
+    }
+}
+
 /// The writer's heartbeat: while it is fresh the map is what the activator knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -195,9 +197,10 @@ impl Beat {
     }
 }
 
-/// A time in the future is as fresh as now: another CPU may have read its clock a little later.
+/// Whether what was found at `updated_ns` still holds. A time in the future is as fresh as now: another CPU may have read its
+/// clock a little later.
 #[inline(always)]
-fn is_fresh(updated_ns: u64, ttl_ns: u64, now_ns: u64) -> bool {
+pub fn is_fresh(updated_ns: u64, ttl_ns: u64, now_ns: u64) -> bool {
     now_ns.saturating_sub(updated_ns) < ttl_ns
 }
 

@@ -2,7 +2,7 @@
 //! packet and knows from an acknowledgement alone that the reply has arrived.
 
 /// Length of each reply in bytes: head and body.
-pub const REPLY_BYTES: usize = 96;
+pub const REPLY_BYTES: usize = 100;
 
 /// Length in bytes of the end of a reply's body, which shows an entry's counts.
 pub const TEXT_BYTES: usize = 16;
@@ -106,8 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn counts_leave_the_words_before_them_whole() {
+        let bytes = Reply::Unready.bytes(Some(*b" 99999 of 99999\n"));
+        assert!(bytes.ends_with(b"\r\n\r\nnot ready 99999 of 99999\n"));
+    }
+
+    #[test]
     fn counts_end_the_body() {
         let bytes = Reply::Ready.bytes(Some(*b"         3 of 5\n"));
-        assert!(bytes.ends_with(b"\r\n\r\nready                          3 of 5\n"));
+        assert!(bytes.ends_with(b"\r\n\r\nready                              3 of 5\n"));
     }
 }

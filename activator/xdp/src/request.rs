@@ -1,7 +1,7 @@
 //! The parser of requests. It reads the request line and nothing behind it: the answer depends on the method and the path
 //! alone, and the connection ends with it. The work is bounded by [`HEAD_BYTES`] whatever the peer sends.
 
-use crate::map::{Key, MAX_PATH, PATH_WORDS};
+use crate::map::{MAX_PATH, PATH_WORDS};
 
 /// How many bytes of a request are looked at: method, longest path, version, line end, and what fills the last word.
 pub const HEAD_BYTES: usize = 196;
@@ -59,31 +59,24 @@ impl Head {
     }
 
     /// What the request asks, of which `available` bytes have come. Bytes that have not come are zero in the head.
-    #[inline(always)]
     pub fn parse(&self, available: usize) -> Request {
+        self.parse_with(available, |length| length)
+    }
+
+    /// [`Self::parse`], where the path's length goes through `forget`: the program hides there from the verifier how the
+    /// length was found, which otherwise follows the rest of the program for each length that there is.
+    #[inline(always)]
+    pub fn parse_with(&self, available: usize, forget: impl FnOnce(usize) -> usize) -> Request {
         match self.method(available) {
             None => {}
             Some(other) => return other,
         }
-        let Some(length) = self.path_length() else { return Request::Malformed };
-        if METHOD + length >= available {
-            // The path goes on behind what has come. A head of one path byte more than any answer has is too long.
-            return if length > MAX_PATH { Request::Malformed } else { Request::Incomplete };
-        }
+        let length = forget(self.path_length());
         if length > MAX_PATH || self.byte(METHOD) != b'/' {
-            return Request::Malformed;
+            // Without a first byte the path may still begin as it should.
+            return if available == METHOD { Request::Incomplete } else { Request::Malformed };
         }
         self.version(METHOD + length, available).unwrap_or(Request::Get(length))
-    }
-
-    /// The key of the path, which [`Self::parse`] has found to be `length` bytes long.
-    #[inline(always)]
-    pub fn key(&self, address: [u8; 16], port: u16, length: usize) -> Key {
-        let mut path = [0; PATH_WORDS];
-        for (place, word) in path.iter_mut().enumerate() {
-            *word = self.word(place) & kept(length.saturating_sub(place * 8));
-        }
-        Key { address, port: u32::from(port), length: length as u32, path }
     }
 
     /// `None` for `GET `, otherwise what the request is without it.
@@ -107,20 +100,17 @@ impl Head {
         Some(Request::Method)
     }
 
-    /// How many bytes the path has up to the first space, or up to the first zero, which stands for what has not come; `None`
-    /// if a control character comes before.
+    /// How many bytes the path has up to the first space or control character, or up to the first zero, which stands for what
+    /// has not come; more than [`MAX_PATH`] if it has too many.
     #[inline(always)]
-    fn path_length(&self) -> Option<usize> {
+    fn path_length(&self) -> usize {
         for place in 0..=PATH_WORDS {
-            let word = self.word(place);
-            let below = bytes_below_0x21(word);
+            let below = bytes_below_0x21(self.word(place));
             if below != 0 {
-                let at = place * 8 + below.trailing_zeros() as usize / 8;
-                let byte = self.byte(METHOD + at);
-                return if byte == b' ' || byte == 0 { Some(at) } else { None };
+                return place * 8 + below.trailing_zeros() as usize / 8;
             }
         }
-        None
+        MAX_PATH + 1
     }
 
     /// `None` if the line ends in ` HTTP/1.x` and a line break from `at`, otherwise what the request is.
@@ -164,12 +154,6 @@ impl Head {
 #[inline(always)]
 const fn bytes_below_0x21(word: u64) -> u64 {
     word.wrapping_sub(0x2121_2121_2121_2121) & !word & 0x8080_8080_8080_8080
-}
-
-/// The mask of a word's first `bytes` bytes.
-#[inline(always)]
-const fn kept(bytes: usize) -> u64 {
-    if bytes >= 8 { u64::MAX } else { (1 << (bytes * 8)) - 1 }
 }
 
 #[cfg(test)]

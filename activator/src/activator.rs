@@ -29,6 +29,7 @@ use crate::server::{Limits, Server, Shutdown, ShutdownTrigger, bind, with_fallba
 use crate::table::Table;
 use crate::table::owner::{self, Clock, TableHandle};
 use crate::table::snapshot::{Feed, Groups};
+use crate::xdp::{self, Xdp, XdpConfig};
 
 /// Messages that may wait for the table besides those of requests under way, so that none of these is turned away.
 const TABLE_MESSAGES: usize = 16_384;
@@ -71,6 +72,9 @@ pub enum RunError {
     /// The request path could not begin.
     #[error("cannot take requests")]
     Proxy(#[from] proxy::StartError),
+    /// Health checks cannot be answered as they have to be.
+    #[error("cannot serve the readiness map")]
+    Xdp(#[from] xdp::StartError),
     /// A part that runs for ever has ended.
     #[error("{0} ended unexpectedly")]
     Part(&'static str),
@@ -99,6 +103,7 @@ pub async fn run(
     let instance = random_name()?;
     let admin_listener = listen("admin", config.admin_listen)?;
     let listener = listen("events", config.listen)?;
+    let readiness_listener = config.xdp.as_ref().map(|xdp| listen("readiness", xdp.listen)).transpose()?;
 
     let (trigger, shutdown) = Shutdown::new();
     let clock = Clock::start();
@@ -113,11 +118,15 @@ pub async fn run(
         Some(requests) => Some(start_proxy(requests, read.clone(), &mut parts)?).unzip(),
         None => (None, None),
     };
+    let xdp =
+        config.xdp.as_ref().zip(readiness_listener).map(|(xdp, listener)| start_xdp(xdp, listener, &read, &mut parts));
+    let xdp = xdp.transpose()?;
     let (admin_trigger, admin_shutdown) = Shutdown::new();
     let page = config.status_page.then(|| PageConfig {
         replica: config.ingest.replica.clone(),
         groups: read.groups.clone(),
         requests,
+        xdp: xdp.as_ref().map(Xdp::status),
         clock,
     });
     let admin =
@@ -130,7 +139,8 @@ pub async fn run(
     if let (Some(tls), TlsConfig::Files(files)) = (&tls, &config.tls) {
         parts.add_endless("following the certificate", tls.clone().follow(vec![files.clone()]));
     }
-    let limits = Limits { connections: connections(config.limits.connections), ..config.limits };
+    let kept = OTHER_DESCRIPTORS + config.xdp.as_ref().map_or(0, |_| xdp::CONNECTIONS);
+    let limits = Limits { connections: connections(config.limits.connections, kept), ..config.limits };
     let server = Server { name: "events", listener, tls, router, limits };
     let mut server = tokio::spawn(server.serve(shutdown));
 
@@ -142,7 +152,7 @@ pub async fn run(
     if let Some(part) = failure {
         tracing::error!(part, "a part of the activator ended unexpectedly; it goes down");
     }
-    let end = end(&config, &readiness, trigger, server, proxy, parts);
+    let end = end(&config, &readiness, trigger, server, (proxy, xdp), parts);
     tokio::select! {
         () = end => {}
         // The streams of signals never end.
@@ -161,12 +171,16 @@ async fn end(
     readiness: &Readiness,
     trigger: ShutdownTrigger,
     server: JoinHandle<usize>,
-    proxy: Option<Proxy>,
+    (proxy, xdp): (Option<Proxy>, Option<Xdp>),
     parts: Parts,
 ) {
     readiness.stopping();
     tracing::info!(delay = ?config.shutdown_delay, grace = ?config.limits.grace, "going down");
     tokio::time::sleep(config.shutdown_delay).await;
+    // Probers hear 503 while the rest ends.
+    if let Some(xdp) = &xdp {
+        xdp.withdraw().await;
+    }
     // Requests first: events still release what is held.
     if let Some(proxy) = proxy {
         proxy.end().await;
@@ -177,6 +191,7 @@ async fn end(
     {
         tracing::error!(%error, "the server ended badly");
     }
+    xdp.into_iter().for_each(Xdp::end);
     parts.end().await;
 }
 
@@ -197,6 +212,15 @@ fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<
         std::future::pending().await
     });
     Ok((proxy, requests))
+}
+
+/// Starts answering health checks. Before the cluster has been listed, each is answered 503.
+fn start_xdp(config: &XdpConfig, listener: TcpListener, read: &Read, parts: &mut Parts) -> Result<Xdp, RunError> {
+    let health = read.health.clone();
+    let synced = async move { health.wait_synced().await };
+    let (xdp, tasks) = Xdp::start(config, listener, (read.groups.clone(), read.feed.clone()), synced)?;
+    tasks.into_iter().for_each(|(name, task)| parts.add(name, task));
+    Ok(xdp)
 }
 
 fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
@@ -225,12 +249,12 @@ fn listen(listener: &'static str, address: SocketAddr) -> Result<TcpListener, Ru
 }
 
 /// How many connections there are descriptors for. Beyond, idle connections must make room before the kernel refuses.
-fn connections(wanted: usize) -> usize {
+fn connections(wanted: usize, kept: usize) -> usize {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // The soft limit is low for the sake of select(2), which is not used here.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let Some(descriptors) = getrlimit(Resource::Nofile).current else { return wanted };
-    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(kept).max(1);
     if most < wanted {
         tracing::warn!(wanted, most, "the limit of open files allows fewer connections");
     }

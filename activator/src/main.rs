@@ -12,7 +12,7 @@ use clap::Parser as _;
 use futures::Stream;
 use podlight_activator::cluster::token::IssuerKey;
 use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
-use podlight_activator::{activator, status, telemetry};
+use podlight_activator::{activator, status, telemetry, xdp};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     let result = match args.command {
         None => serve(args.run),
         Some(Command::Run(args)) => serve(*args),
-        Some(Command::Status(args)) => show(&args),
+        Some(Command::Status(args)) => show(status::run(&args, io::stdout())),
+        Some(Command::Xdp(args)) => show(xdp::show::run(&args, io::stdout())),
         Some(Command::Token(args)) => TokenConfig::try_from(args).map_err(Into::into).and_then(mint),
     };
     match result {
@@ -49,10 +50,11 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     runtime.block_on(async { activator::run(config, metrics, signals()?).await.map_err(Into::into) })
 }
 
-fn show(args: &status::StatusArgs) -> anyhow::Result<()> {
+/// Runs a client of an activator.
+fn show<E: Into<anyhow::Error>>(client: impl Future<Output = Result<(), E>>) -> anyhow::Result<()> {
     install_crypto()?;
     let runtime = Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
-    Ok(runtime.block_on(status::run(args, io::stdout()))?)
+    runtime.block_on(client).map_err(Into::into)
 }
 
 fn mint(config: TokenConfig) -> anyhow::Result<()> {

@@ -20,12 +20,20 @@ use tokio::task::JoinHandle;
 
 pub mod answers;
 pub mod attachment;
+#[cfg(feature = "xdp")]
+pub mod capabilities;
 #[cfg(test)]
 mod fixtures;
 pub mod held;
+#[cfg(feature = "xdp")]
+pub mod interface;
 pub mod kernel;
+#[cfg(feature = "xdp")]
+pub mod maps;
 pub mod place;
 pub mod probe;
+#[cfg(feature = "xdp")]
+pub mod program;
 mod server;
 pub mod show;
 pub mod status;

@@ -97,7 +97,7 @@ async fn run(mut table: Table, clock: Clock, mut messages: mpsc::Receiver<Messag
     loop {
         let expiry = table.next_expiry();
         let wait = expiry.map_or(PULSE, |at| at.saturating_sub(clock.now().uptime).min(PULSE));
-        let asked = Moment::now();
+        let mut asked = Moment::now();
         let received = tokio::select! {
             biased;
             received = messages.recv_many(&mut batch, BATCH) => {
@@ -106,7 +106,13 @@ async fn run(mut table: Table, clock: Clock, mut messages: mpsc::Receiver<Messag
                 }
                 received
             }
-            () = tokio::time::sleep(wait) => 0,
+            () = tokio::time::sleep(wait) => {
+                let woken = Moment::now();
+                if messages.is_empty() {
+                    asked = woken;
+                }
+                0
+            }
         };
         let now = clock.now();
         for message in batch.drain(..) {
@@ -152,4 +158,27 @@ fn record(table: &Table, timings: &[Timing]) {
 
 fn as_gauge(n: usize) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::group::{GroupKey, Service};
+    use crate::table::{Change, Pacing};
+
+    #[tokio::test]
+    async fn the_owner_says_how_far_it_has_come_whether_or_not_something_happens() {
+        let (table, groups, feed, _owner) = spawn(Table::new(Pacing::default()), Clock::start(), 64);
+        feed.wait_complete(Moment::default()).await;
+        let first = feed.complete();
+        assert!(first <= Moment::now());
+        table.update(Update::Service(Change::Present(Service::new(GroupKey::new("shop", "web")).into()))).await;
+        let sent = Moment::now();
+        feed.wait_complete(first).await;
+        while feed.complete() < sent {
+            feed.wait_complete(feed.complete()).await;
+        }
+        assert!(groups.get("shop", "web").is_some(), "what was sent before is there");
+        feed.wait_complete(feed.complete()).await;
+    }
 }

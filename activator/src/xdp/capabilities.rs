@@ -5,8 +5,11 @@ use std::io;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 /// What loading and attaching take. Before any of these there was CAP_SYS_ADMIN, which implies the first and the last.
-const NEEDED: [(CapabilitySet, &str); 3] =
-    [(CapabilitySet::BPF, "CAP_BPF"), (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"), (CapabilitySet::PERFMON, "CAP_PERFMON")];
+const NEEDED: [(CapabilitySet, &str); 3] = [
+    (CapabilitySet::BPF, "CAP_BPF"),
+    (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
+    (CapabilitySet::PERFMON, "CAP_PERFMON"),
+];
 
 /// Names of the capabilities that this thread lacks. None, where the kernel does not tell.
 pub fn missing() -> Vec<&'static str> {

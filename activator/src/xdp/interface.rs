@@ -54,7 +54,8 @@ impl Interface {
         let mut interface = Self { name: name.to_owned(), index: message.header.index, kind: None, program: None };
         for attribute in message.attributes {
             if let LinkAttribute::LinkInfo(infos) = attribute {
-                let kind = infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+                let kind =
+                    infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
                 interface.kind = kind.map(InfoKind::to_string);
             } else if let LinkAttribute::Xdp(parts) = attribute {
                 // One program has its number under this name, several (native and generic) each under its own.

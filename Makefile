@@ -13,7 +13,8 @@ SEEDS ?= 100000
 SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane browser run demo test simulate peers soak bench fuzz lint deny advisories fmt image ci clean
+.PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
+    advisories fmt image xdp xdp-check ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,11 +40,14 @@ run: build ## Run an activator in standalone mode: make run ARGS="--cluster-from
 demo: build ## Show the whole way of an event with real processes: no cluster, no Go, no root (DEMO_EXIT=1 ends it)
 	@$(BIN)/podlight-demo
 
-peers: ## Install nginx, HAProxy, h2load and curl, which figures and tests stand beside (Debian, as root)
+peers: ## Install nginx, HAProxy, wrk, iperf3, nmap and other programs that figures and tests stand beside (Debian, as root)
 	@e2e/peers.sh
 
 test: build control-plane browser peers ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
+
+test-xdp: build peers ## Probes answered by the kernel, in network namespaces (root)
+	$(CARGO) test $(PROFILE) --workspace --test xdp
 
 soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECONDS=600
 	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test $(PROFILE) --workspace --test soak -- --nocapture
@@ -54,12 +58,16 @@ simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
 bench: build dist-sidecar control-plane peers ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
 	@$(BIN)/podlight-bench $(ROWS)
 
+bench-xdp: build peers ## The figures of probes answered by the kernel, beside nginx (root)
+	@$(BIN)/podlight-bench xdp
+
 fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each
 	@e2e/fuzz/run.sh $(FUZZ_SECONDS)
 
 lint: deny ## Formatting, clippy with warnings as errors, docs, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(PROFILE) --workspace --test xdp -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 
 deny: ## Licences, sources and duplicates of dependencies
@@ -72,11 +80,19 @@ advisories: ## Known vulnerabilities of dependencies (needs the advisory databas
 fmt: ## Format
 	$(CARGO) fmt --all
 
+xdp: ## Build the XDP program's object, which the repository keeps (installs a second compiler: Debian, as root)
+	@activator/xdp/build.sh
+
+xdp-check: ## Compare the kept object with what its source gives, byte for byte
+	@activator/xdp/build.sh --check
+
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
 
 ci: lint ## What CI runs; ends in the tests
+	$(MAKE) xdp-check
 	$(MAKE) demo DEMO_EXIT=1
+	$(MAKE) test-xdp
 	$(MAKE) test
 
 clean: ## Remove what was built in the checkout

@@ -1,10 +1,12 @@
 #!/bin/sh
-# Installs what the proxy is measured beside and spoken to with: nginx, HAProxy, h2load and curl, from Debian's packages.
+# Installs what we are measured beside and spoken to with: nginx, HAProxy, h2load, wrk, curl, iperf3, nmap, tcpdump, and ip and
+# ethtool for namespaces of the network's tests, from Debian's packages.
 # Only what is missing, and no service of theirs is started. Fails loudly when that cannot be done.
 set -eu
 
 missing=
-for pair in nginx:nginx-light haproxy:haproxy h2load:nghttp2-client curl:curl; do
+for pair in nginx:nginx-light haproxy:haproxy h2load:nghttp2-client curl:curl wrk:wrk iperf3:iperf3 nmap:nmap \
+    tcpdump:tcpdump ip:iproute2 ethtool:ethtool; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 [ -z "$missing" ] && exit 0

@@ -29,6 +29,8 @@ use crate::server::{Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
 use crate::table::Table;
 use crate::table::owner::{self, Clock, TableHandle};
 use crate::table::snapshot::{Feed, Groups};
+use crate::xdp::attachment::Attachment;
+use crate::xdp::{self, Xdp, XdpConfig};
 
 /// Messages that may wait for the table besides those of requests under way, so that none of these is turned away.
 const TABLE_MESSAGES: usize = 16_384;
@@ -71,6 +73,9 @@ pub enum RunError {
     /// The request path could not begin.
     #[error("cannot take requests")]
     Proxy(#[from] proxy::StartError),
+    /// Health checks cannot be answered as they have to be.
+    #[error("cannot serve the readiness map")]
+    Xdp(#[from] xdp::StartError),
     /// A part that runs for ever has ended.
     #[error("{0} ended unexpectedly")]
     Part(&'static str),
@@ -85,12 +90,14 @@ enum Source {
     Standalone { manifests: PathBuf, key: Arc<IssuerKey>, issuer: String },
 }
 
-/// Runs an activator until the first signal, and takes it down; a second one aborts that.
+/// Runs an activator until the first signal, and takes it down; a second one aborts that. The attachment is that of the
+/// configured readiness map; it is made before there are threads.
 ///
 /// # Errors
 /// [`RunError`].
 pub async fn run(
     config: Config,
+    attachment: Option<Attachment>,
     metrics: PrometheusHandle,
     mut signals: impl Stream<Item = ()> + Unpin,
 ) -> Result<(), RunError> {
@@ -100,6 +107,7 @@ pub async fn run(
     let instance = random_name()?;
     let admin_listener = listen("admin", config.admin_listen)?;
     let listener = listen("events", config.listen)?;
+    let readiness_listener = config.xdp.as_ref().map(|xdp| listen("readiness", xdp.listen)).transpose()?;
 
     let (trigger, shutdown) = Shutdown::new();
     let clock = Clock::start();
@@ -114,11 +122,14 @@ pub async fn run(
         Some(requests) => Some(start_proxy(requests, read.clone(), &mut parts)?).unzip(),
         None => (None, None),
     };
+    let xdp = config.xdp.as_ref().zip(attachment).zip(readiness_listener);
+    let xdp = xdp.map(|(xdp, listener)| start_xdp(xdp, listener, &read, &mut parts)).transpose()?;
     let (admin_trigger, admin_shutdown) = Shutdown::new();
     let page = config.status_page.then(|| PageConfig {
         replica: config.ingest.replica.clone(),
         groups: read.groups.clone(),
         requests,
+        xdp: xdp.as_ref().map(Xdp::status),
         clock,
     });
     let admin =
@@ -142,7 +153,7 @@ pub async fn run(
     if let Some(part) = failure {
         tracing::error!(part, "a part of the activator ended unexpectedly; it goes down");
     }
-    let end = end(&config, &readiness, trigger, server, proxy, parts);
+    let end = end(&config, &readiness, trigger, server, (proxy, xdp), parts);
     tokio::select! {
         () = end => {}
         // The streams of signals never end.
@@ -161,12 +172,16 @@ async fn end(
     readiness: &Readiness,
     trigger: ShutdownTrigger,
     server: JoinHandle<usize>,
-    proxy: Option<Proxy>,
+    (proxy, xdp): (Option<Proxy>, Option<Xdp>),
     parts: Parts,
 ) {
     readiness.stopping();
     tracing::info!(delay = ?config.shutdown_delay, grace = ?config.limits.grace, "going down");
     tokio::time::sleep(config.shutdown_delay).await;
+    // Probers hear 503 while the rest ends.
+    if let Some(xdp) = &xdp {
+        xdp.withdraw().await;
+    }
     // Requests first: events still release what is held.
     if let Some(proxy) = proxy {
         proxy.end().await;
@@ -177,6 +192,7 @@ async fn end(
     {
         tracing::error!(%error, "the server ended badly");
     }
+    xdp.into_iter().for_each(Xdp::end);
     parts.end().await;
 }
 
@@ -197,6 +213,20 @@ fn start_proxy(config: &RequestConfig, read: Read, parts: &mut Parts) -> Result<
         std::future::pending().await
     });
     Ok((proxy, requests))
+}
+
+/// Starts answering health checks. Before the cluster has been listed, each is answered 503.
+fn start_xdp(
+    (config, attachment): (&XdpConfig, Attachment),
+    listener: TcpListener,
+    read: &Read,
+    parts: &mut Parts,
+) -> Result<Xdp, RunError> {
+    let health = read.health.clone();
+    let synced = async move { health.wait_synced().await };
+    let (xdp, tasks) = Xdp::start(config, attachment, listener, (read.groups.clone(), read.feed.clone()), synced)?;
+    tasks.into_iter().for_each(|(name, task)| parts.add(name, task));
+    Ok(xdp)
 }
 
 fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
@@ -232,7 +262,8 @@ fn within_descriptors(mut config: Config) -> Config {
     // The soft limit is low for the sake of select(2), which is not used here.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let Some(descriptors) = getrlimit(Resource::Nofile).current else { return config };
-    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OTHER_DESCRIPTORS).max(1);
+    let kept = OTHER_DESCRIPTORS + config.xdp.as_ref().map_or(0, |_| xdp::CONNECTIONS);
+    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(kept).max(1);
     let mut bounds = vec![(1, &mut config.limits.connections)];
     if let Some(RequestConfig { proxy, .. }) = &mut config.requests {
         let listeners = if proxy.tls.is_some() { 2 } else { 1 };

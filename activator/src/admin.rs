@@ -211,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_can_be_left_out() {
         let readiness = Readiness::new(Health::local());
-        for path in ["/", "/status", "/status/events", "/status/page.js", "/status/page.css"] {
+        for path in ["/", "/status", "/status/xdp", "/status/events", "/status/page.js", "/status/page.css"] {
             assert_eq!(get(&readiness, path).await.0, StatusCode::NOT_FOUND, "{path}");
         }
     }

@@ -20,10 +20,13 @@ use crate::server::tls::Files;
 use crate::server::{Limits, Timeouts};
 use crate::table::Pacing;
 use crate::telemetry::LogFormat;
+use crate::xdp::XdpConfig;
 
 mod proxy;
+mod xdp;
 
 pub use proxy::{ProxyArgs, RequestConfig};
+pub use xdp::XdpArgs;
 
 /// The status of a process that was configured wrongly: `EX_USAGE` of sysexits.h.
 pub const EXIT_CONFIG: u8 = 64;
@@ -86,6 +89,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Show a running activator's table in the terminal.
     Status(crate::status::StatusArgs),
+    /// Show a running activator's readiness map, or probe.
+    Xdp(crate::xdp::show::MapArgs),
     /// Mint a pod-bound token with the local issuer key of standalone mode.
     Token(TokenArgs),
 }
@@ -206,6 +211,8 @@ pub struct RunArgs {
     log_format: String,
     #[command(flatten)]
     proxy: ProxyArgs,
+    #[command(flatten)]
+    xdp: XdpArgs,
 }
 
 /// Flags of `podlight-activator token`.
@@ -304,6 +311,8 @@ pub struct Config {
     pub limits: Limits,
     /// The request path; none when there is to be none.
     pub requests: Option<RequestConfig>,
+    /// The readiness map; none when there is to be none.
+    pub xdp: Option<XdpConfig>,
     /// How long to go on serving after the signal.
     pub shutdown_delay: Duration,
     /// The log.
@@ -365,6 +374,7 @@ impl RunArgs {
         let ingest = self.ingest(faults);
         let limits = self.limits(faults);
         let requests = self.proxy.check(limits, faults);
+        let xdp = self.xdp.check(faults);
         let shutdown_delay = faults.note("shutdown-delay", span(&self.shutdown_delay));
         let log = self.log(faults);
         if let (Some(listen), Some(admin)) = (listen, admin_listen)
@@ -383,6 +393,7 @@ impl RunArgs {
             ingest: ingest?,
             limits: limits?,
             requests,
+            xdp,
             shutdown_delay: shutdown_delay?,
             log: log?,
         })

@@ -1,7 +1,7 @@
 //! The activator: validates readiness events against the Kubernetes API, keeps the readiness table and serves it.
 //!
 //! Data goes one way only. [`ingest`] and [`cluster`] send updates, [`table`] applies them in one place and publishes
-//! immutable snapshots, and [`api`] reads snapshots. [`server`] carries ingest and api over TLS, [`admin`] answers
+//! immutable snapshots, and [`api`], [`proxy`] and [`xdp`] read snapshots. [`server`] carries ingest and api over TLS, [`admin`] answers
 //! probes and metrics from a thread of its own, [`config`] turns the command line into checked settings, [`activator`]
 //! connects it all, and [`status`] is the client.
 //!
@@ -18,3 +18,4 @@ pub mod server;
 pub mod status;
 pub mod table;
 pub mod telemetry;
+pub mod xdp;

@@ -12,6 +12,7 @@ use clap::Parser as _;
 use futures::Stream;
 use podlight_activator::cluster::token::IssuerKey;
 use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
+use podlight_activator::xdp::{self, attachment::Attachment};
 use podlight_activator::{activator, status, telemetry};
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,7 +30,8 @@ fn main() -> ExitCode {
     let result = match args.command {
         None => serve(args.run),
         Some(Command::Run(args)) => serve(*args),
-        Some(Command::Status(args)) => show(&args),
+        Some(Command::Status(args)) => show(status::run(&args, io::stdout())),
+        Some(Command::Xdp(args)) => show(xdp::show::run(&args, io::stdout())),
         Some(Command::Token(args)) => TokenConfig::try_from(args).map_err(Into::into).and_then(mint),
     };
     match result {
@@ -44,15 +46,17 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start_log(config.log.targets.clone(), config.log.format)?;
     install_crypto()?;
     let metrics = telemetry::start_metrics()?;
+    let attachment = config.xdp.as_ref().map(Attachment::make);
     // As many workers as cores.
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
-    runtime.block_on(async { activator::run(config, metrics, signals()?).await.map_err(Into::into) })
+    runtime.block_on(async { activator::run(config, attachment, metrics, signals()?).await.map_err(Into::into) })
 }
 
-fn show(args: &status::StatusArgs) -> anyhow::Result<()> {
+/// Runs a client of an activator.
+fn show<E: Into<anyhow::Error>>(client: impl Future<Output = Result<(), E>>) -> anyhow::Result<()> {
     install_crypto()?;
     let runtime = Builder::new_current_thread().enable_all().build().context("the runtime cannot be started")?;
-    Ok(runtime.block_on(status::run(args, io::stdout()))?)
+    runtime.block_on(client).map_err(Into::into)
 }
 
 fn mint(config: TokenConfig) -> anyhow::Result<()> {

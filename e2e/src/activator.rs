@@ -1,5 +1,6 @@
 //! The real `podlight-activator` as a process, against whatever API server a kubeconfig names.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -14,6 +15,7 @@ use crate::control_plane::process::{Process, free_port};
 use crate::eventually::eventually;
 use crate::http_client;
 use crate::metrics::Metrics;
+use crate::net::namespace::Namespace;
 use crate::sender::Reply;
 
 /// How an activator is to run: with its defaults and plain HTTP, unless told otherwise.
@@ -24,6 +26,8 @@ pub struct ActivatorSpec {
     proxy_port: Option<u16>,
     proxy_tls_port: Option<u16>,
     core: Option<usize>,
+    namespace: Option<PathBuf>,
+    dropped: Option<String>,
     tls: Tls,
     parent: PathBuf,
 }
@@ -59,7 +63,9 @@ impl ActivatorSpec {
 
     fn plain(parent: PathBuf) -> Self {
         let (flags, switches) = (Vec::new(), Vec::new());
-        Self { flags, switches, proxy_port: None, proxy_tls_port: None, core: None, tls: Tls::None, parent }
+        let (namespace, dropped) = (None, None);
+        let (proxy_port, proxy_tls_port, core) = (None, None, None);
+        Self { flags, switches, proxy_port, proxy_tls_port, core, namespace, dropped, tls: Tls::None, parent }
     }
 
     /// Sets a flag, in place of what it was.
@@ -104,6 +110,18 @@ impl ActivatorSpec {
     /// Runs on this core alone.
     pub fn on_core(mut self, core: usize) -> Self {
         self.core = Some(core);
+        self
+    }
+
+    /// Runs in a network namespace. Whoever speaks to it must be in there.
+    pub fn within(mut self, namespace: &Namespace) -> Self {
+        self.namespace = Some(namespace.path());
+        self
+    }
+
+    /// Runs without these capabilities, as `setpriv --bounding-set` takes them: `-bpf,-net_admin`.
+    pub fn without(mut self, capabilities: &str) -> Self {
+        self.dropped = Some(capabilities.to_owned());
         self
     }
 
@@ -165,11 +183,20 @@ impl Activator {
 
     fn spawn(&self) -> Result<()> {
         let binary = binary("podlight-activator")?;
-        let program = if self.spec.core.is_some() { Path::new("taskset") } else { binary.as_path() };
-        let process = Process::start(program, &self.log(), |command| {
-            if let Some(core) = self.spec.core {
-                command.arg("-c").arg(core.to_string()).arg(&binary);
-            }
+        // Each word leads to the next program and at last to ours, in the same process.
+        let mut line: Vec<OsString> = Vec::new();
+        if let Some(namespace) = &self.spec.namespace {
+            line.extend(["nsenter".into(), format!("--net={}", namespace.display()).into(), "--".into()]);
+        }
+        if let Some(capabilities) = &self.spec.dropped {
+            line.extend(["setpriv", "--bounding-set", capabilities, "--"].map(OsString::from));
+        }
+        if let Some(core) = self.spec.core {
+            line.extend(["taskset", "-c", &core.to_string()].map(OsString::from));
+        }
+        line.push(binary.into());
+        let process = Process::start(Path::new(&line[0]), &self.log(), |command| {
+            command.args(&line[1..]);
             command.args(self.spec.switches.iter().map(|name| format!("--{name}")));
             command.args(self.spec.flags.iter().map(|(name, value)| format!("--{name}={value}")));
             command.arg(format!("--listen=127.0.0.1:{}", self.port));

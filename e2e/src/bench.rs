@@ -19,6 +19,7 @@ pub mod standalone;
 pub mod storm;
 pub mod table;
 pub mod usage;
+pub mod xdp;
 
 use fleet::Fleet;
 use report::Row;
@@ -42,12 +43,23 @@ pub enum Group {
     Held,
     /// A rolling update under load.
     Rollout,
+    /// Probes that the kernel answers. Takes root, so that it is measured when it is named.
+    Xdp,
 }
 
 impl Group {
     /// All of them, in the order in which they run: those that need many pods on a real API server last, together.
-    pub const ALL: [Self; 8] =
-        [Self::Table, Self::Latency, Self::Sidecar, Self::Proxy, Self::Held, Self::Rollout, Self::Events, Self::Storm];
+    pub const ALL: [Self; 9] = [
+        Self::Table,
+        Self::Latency,
+        Self::Sidecar,
+        Self::Proxy,
+        Self::Held,
+        Self::Rollout,
+        Self::Xdp,
+        Self::Events,
+        Self::Storm,
+    ];
 
     /// Its name on the command line, in the printed table and in `target/bench`.
     pub const fn name(self) -> &'static str {
@@ -60,6 +72,7 @@ impl Group {
             Self::Proxy => "proxy",
             Self::Held => "held",
             Self::Rollout => "rollout",
+            Self::Xdp => "xdp",
         }
     }
 
@@ -78,7 +91,7 @@ impl Group {
     /// Pods on a real API server that it needs.
     const fn pods(self) -> usize {
         match self {
-            Self::Table | Self::Latency | Self::Sidecar | Self::Proxy | Self::Held | Self::Rollout => 0,
+            Self::Table | Self::Latency | Self::Sidecar | Self::Proxy | Self::Held | Self::Rollout | Self::Xdp => 0,
             Self::Events => events::PODS,
             Self::Storm => storm::PODS,
         }
@@ -93,6 +106,7 @@ impl Group {
             Self::Proxy => proxy::measure_warm().await,
             Self::Held => proxy::measure_held().await,
             Self::Rollout => proxy::measure_rollout().await,
+            Self::Xdp => xdp::measure().await,
             Self::Events => events::measure(fleet()?).await,
             Self::Storm => {
                 let mut rows = storm::measure_jwks(fleet()?).await?;
@@ -140,13 +154,14 @@ pub async fn run(groups: &[Group]) -> Result<()> {
     Ok(())
 }
 
-/// The groups that a command line names; all when it names none.
+/// The groups that a command line names; all that need no root when it names none.
 ///
 /// # Errors
 /// When a name is unknown.
 pub fn groups(arguments: impl Iterator<Item = String>) -> Result<Vec<Group>> {
     let named: Vec<Group> = arguments.map(|name| Group::named(&name)).collect::<Result<_>>()?;
-    Ok(if named.is_empty() { Group::ALL.to_vec() } else { named })
+    let every = || Group::ALL.into_iter().filter(|group| *group != Group::Xdp).collect();
+    Ok(if named.is_empty() { every() } else { named })
 }
 
 /// Says on stderr what is going on, so that stdout holds the tables alone.

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::activator::Activator;
 use crate::api::Target;
+use crate::eventually::eventually;
 use crate::follow::{Change, Followed, follow, told_by_all};
 use crate::sender::{Letter, Reply, Sender};
 use crate::sidecar::Sidecar;
@@ -48,6 +49,8 @@ pub async fn run(exit: bool) -> Result<()> {
         "the activator is ready at {} (TLS; it read Pods, a Service and ServiceAccounts)",
         activator.url()
     ))?;
+    let served = readiness_map(&activator).await?;
+    timeline.now(&format!("health checks of web are answered at {}, by {served}", world.health_check()))?;
     let ca_pem = std::fs::read_to_string(activator.ca_file())?;
     let token = world.token(&APP)?;
     timeline.now("a token for the pod web-0, as the kubelet would mount it: podlight-activator token")?;
@@ -58,7 +61,7 @@ pub async fn run(exit: bool) -> Result<()> {
     story.without_push(&world, &activator).await?;
     story.flap(&app).await?;
     story.forge(&world, &activator).await?;
-    story.drain(&sidecar).await?;
+    story.drain(&world, &sidecar).await?;
     story.restart(&sidecar).await?;
 
     let mut timeline = story.timeline;
@@ -104,6 +107,11 @@ impl Story {
         self.timeline.at(accepts, "the app accepts connections")?;
         self.timeline.after(accepts, told.at, "the table has web-0 ready by the sidecar's word; the manifests, as a slow kubelet would, still say not ready")?;
         self.timeline.after(accepts, request.await??, "the request is answered, straight by the pod")?;
+        self.timeline.after(
+            accepts,
+            checked(world, 200).await?,
+            "a health check of web, asked every 10 ms, says 200",
+        )?;
         Ok((app, sidecar))
     }
 
@@ -160,10 +168,10 @@ impl Story {
     }
 
     /// The pod is deleted: preStop runs.
-    async fn drain(&mut self, sidecar: &Sidecar) -> Result<()> {
+    async fn drain(&mut self, world: &World, sidecar: &Sidecar) -> Result<()> {
         self.timeline.heading("5. The pod is to go: its preStop hook runs `podlight-sidecar drain`")?;
         let prestop = Instant::now();
-        let (drained, told) = tokio::join!(sidecar.drain("0s"), self.told("draining"));
+        let (drained, told, checked) = tokio::join!(sidecar.drain("0s"), self.told("draining"), checked(world, 503));
         let (status, said) = drained?;
         ensure!(status.success(), "the drain ended with {status}: {said}");
         let said = said.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -172,6 +180,7 @@ impl Story {
         let acknowledged = said["ms"].as_u64().context("the drain does not say how long it took")?;
         self.timeline.at(prestop, "preStop starts")?;
         self.timeline.after(prestop, told?.at, "the table has web-0 draining: no new requests")?;
+        self.timeline.after(prestop, checked?, "a health check of web, asked every 10 ms, says 503")?;
         let within = acknowledged + 1;
         let text = format!("the hook ends: within {within} ms of its request every replica had acknowledged");
         self.timeline.after(prestop, Instant::now(), &text)
@@ -226,6 +235,30 @@ impl Story {
         let endpoint = endpoints.find(|endpoint| endpoint.pod.as_ref().is_some_and(|pod| pod.name == APP.name));
         Ok(endpoint.context("the table does not have web-0")?.state)
     }
+}
+
+/// Who answers health checks, and why.
+async fn readiness_map(activator: &Activator) -> Result<String> {
+    let told: serde_json::Value = serde_json::from_str(&activator.admin("/status").await?.body)?;
+    let map = &told["state"]["xdp"];
+    let serving = map["serving"].as_str().context("the activator has no readiness map")?;
+    let why = map["why"].as_str().or_else(|| map["interfaces"][0]["why"].as_str());
+    let who = if serving == "userspace" { "its own process (userspace)" } else { "an XDP program" };
+    Ok(match (serving, why) {
+        ("userspace", Some(why)) => format!("{who}: {why}"),
+        ("userspace", None) => who.to_owned(),
+        (mode, _) => format!("{who} ({mode}), before a socket exists"),
+    })
+}
+
+/// Asks as a load balancer would until the answer is this one. Returns when it came.
+async fn checked(world: &World, status: u16) -> Result<Instant> {
+    eventually(&format!("the health check says {status}"), async || {
+        // A connection for each, as probes have it.
+        let answer = http_client()?.get(world.health_check()).send().await?;
+        Ok((answer.status() == status).then(Instant::now))
+    })
+    .await
 }
 
 /// Sends one request through an activator; returns when its answer came.

@@ -19,6 +19,7 @@ pub mod demo;
 pub mod eventually;
 pub mod follow;
 pub mod metrics;
+pub mod net;
 pub mod proxy;
 pub mod raw;
 pub mod scene;

@@ -118,7 +118,9 @@ async fn the_page_follows_a_target_from_its_held_requests_to_their_release() -> 
     world.app.listen().await?;
     world.app.set_ready(true);
     let port = free_port()?;
-    let activator = world.activator().flag("proxy-listen", &format!("127.0.0.1:{port}")).start().await?;
+    let spec = world.activator().flag("proxy-listen", &format!("127.0.0.1:{port}"));
+    let readiness = format!("127.0.0.1:{}", free_port()?);
+    let activator = spec.flag("xdp-listen", &readiness).start().await?;
     let mut page = Browser::open(&format!("{}/", activator.admin_url())).await?;
     page.wait_for(r#"document.querySelector('[data-target="shop/web"]') !== null"#).await?;
     page.wait_for(&column("state", "not-ready")).await?;
@@ -148,7 +150,8 @@ async fn the_page_follows_a_target_from_its_held_requests_to_their_release() -> 
 
     // Names, hosts, settings and faults are there, as text.
     let text = page.evaluate("document.body.innerText").await?.as_str().unwrap_or_default().to_owned();
-    for part in ["web-0", "web.example.com", "always: straight to the pod", NASTY, "1 other does not"] {
+    let served = format!("Health checks at {readiness} are answered by this process");
+    for part in ["web-0", "web.example.com", "always: straight to the pod", NASTY, "1 other does not", &served] {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
     assert_eq!(page.evaluate("document.querySelectorAll('img').length").await?, 0);
@@ -170,6 +173,7 @@ async fn without_a_request_path_the_page_says_so_and_shows_the_rest() -> Result<
     page.wait_for(&column("state", "not-ready")).await?;
     page.wait_for(r#"document.querySelector('[data-target="shop/other"]') !== null"#).await?;
     assert_eq!(page.evaluate("document.querySelectorAll('[data-held]').length").await?, 0);
+    assert_eq!(page.evaluate("document.getElementById('xdp').hidden").await?, true);
     assert_eq!(page.complaints(), [""; 0]);
     Ok(())
 }
@@ -178,7 +182,7 @@ async fn without_a_request_path_the_page_says_so_and_shows_the_rest() -> Result<
 async fn the_page_can_be_turned_off() -> Result<()> {
     let world = World::new()?;
     let activator = world.activator().flag("status-page", "off").start().await?;
-    for path in ["/", "/status", "/status/events", "/status/page.js", "/status/page.css"] {
+    for path in ["/", "/status", "/status/xdp", "/status/events", "/status/page.js", "/status/page.css"] {
         let status = activator.admin(path).await?.status;
         assert_eq!(status, 404, "{path}");
     }

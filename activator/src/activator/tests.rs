@@ -62,7 +62,7 @@ fn start(more: &[&str]) -> Running {
     let (signals, mut received) = mpsc::unbounded_channel();
     let stream = futures::stream::poll_fn(move |cx| received.poll_recv(cx));
     let metrics = PrometheusBuilder::new().build_recorder().handle();
-    let task = tokio::spawn(run(config, metrics, stream));
+    let task = tokio::spawn(run(config, None, metrics, stream));
     let client = reqwest::Client::builder().no_proxy().build().expect("builds");
     Running { folder, listen, admin, signals, task, client }
 }
@@ -157,7 +157,7 @@ async fn an_address_that_is_taken_ends_the_start() {
         &path("key.pem"),
     ];
     let config = Config::try_from(Args::try_parse_from(args).expect("parses").run).expect("valid");
-    let ended = run(config, PrometheusBuilder::new().build_recorder().handle(), futures::stream::pending()).await;
+    let ended = run(config, None, PrometheusBuilder::new().build_recorder().handle(), futures::stream::pending()).await;
     assert!(matches!(ended, Err(RunError::Bind { .. })), "{ended:?}");
 }
 

@@ -10,14 +10,16 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use metrics::counter;
 use metrics_exporter_prometheus::PrometheusHandle;
+use podlight_proto::ErrorCode;
+use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -27,10 +29,11 @@ mod picture;
 pub use picture::Requests;
 
 use super::Readiness;
-use crate::server::Shutdown;
 use crate::server::paced::{Cut, Pieces, answer};
+use crate::server::{Shutdown, problem};
 use crate::table::owner::Clock;
 use crate::table::snapshot::Groups;
+use crate::xdp::status::Status;
 use picture::Sources;
 
 /// How often there is something new to see at most: people read no faster.
@@ -62,6 +65,8 @@ pub struct PageConfig {
     pub groups: Groups,
     /// The request path; none when there is none.
     pub requests: Option<Requests>,
+    /// The readiness map; none when there is none.
+    pub xdp: Option<Arc<Status>>,
     /// For ages.
     pub clock: Clock,
 }
@@ -94,8 +99,8 @@ pub(super) fn router(
     metrics: PrometheusHandle,
     shutdown: Shutdown,
 ) -> Router {
-    let PageConfig { replica, groups, requests, clock } = config;
-    let sources = Sources { replica, readiness, groups, requests, metrics };
+    let PageConfig { replica, groups, requests, xdp, clock } = config;
+    let sources = Sources { replica, readiness, groups, requests, xdp, metrics };
     let readers = Arc::new(Semaphore::new(READERS));
     let page = Arc::new(Page { sources, clock, shutdown, readers, latest: Mutex::new(None) });
     Router::new()
@@ -104,6 +109,7 @@ pub(super) fn router(
         .route("/status/page.css", get(async || file("text/css; charset=utf-8", STYLE)))
         .route("/status", get(status))
         .route("/status/events", get(events))
+        .route("/status/xdp", get(map))
         .with_state(page)
         .layer(axum::middleware::map_response(async |answer: Response| guarded(answer)))
 }
@@ -129,6 +135,23 @@ async fn status(State(page): State<Arc<Page>>) -> Response {
 
 async fn events(State(page): State<Arc<Page>>) -> Response {
     page.tell("text/event-stream", Telling::Changes)
+}
+
+/// Which answers of the readiness map to show.
+#[derive(Debug, Deserialize)]
+struct Chosen {
+    #[serde(default)]
+    beginning: String,
+    #[serde(default)]
+    limit: usize,
+}
+
+async fn map(State(page): State<Arc<Page>>, Query(chosen): Query<Chosen>) -> Response {
+    let Some(xdp) = &page.sources.xdp else {
+        return problem(ErrorCode::NotFound, "there is no readiness map: see --xdp-listen");
+    };
+    let contents = xdp.contents(&chosen.beginning, chosen.limit);
+    ([(header::CACHE_CONTROL, "no-store")], Json(contents)).into_response()
 }
 
 /// What a reader wants to be told.

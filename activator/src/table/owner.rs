@@ -9,11 +9,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::entry::Now;
-use super::snapshot::{Feed, Groups, Publisher};
+use super::snapshot::{Feed, Groups, Moment, Publisher};
 use super::{PodGone, Table, Timing, Transition, Update};
 
 /// Most messages applied before their changes are published: bounds how long the first of them waits.
 const BATCH: usize = 256;
+
+/// How often the owner says how far it has come while nothing happens. Whoever tells others what the table says lets
+/// his word run out after some of these.
+pub const PULSE: Duration = Duration::from_millis(250);
 
 /// This process's clocks.
 #[derive(Debug, Clone, Copy)]
@@ -89,18 +93,27 @@ pub fn spawn(table: Table, clock: Clock, capacity: usize) -> (TableHandle, Group
 async fn run(mut table: Table, clock: Clock, mut messages: mpsc::Receiver<Message>, mut publisher: Publisher) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut answers = Vec::with_capacity(BATCH);
+    let mut told = Moment::default();
     loop {
         let expiry = table.next_expiry();
-        let wait = expiry.map_or(Duration::from_secs(3600), |at| at.saturating_sub(clock.now().uptime));
-        tokio::select! {
+        let wait = expiry.map_or(PULSE, |at| at.saturating_sub(clock.now().uptime).min(PULSE));
+        let mut asked = Moment::now();
+        let received = tokio::select! {
             biased;
             received = messages.recv_many(&mut batch, BATCH) => {
                 if received == 0 {
                     return;
                 }
+                received
             }
-            () = tokio::time::sleep(wait) => {}
-        }
+            () = tokio::time::sleep(wait) => {
+                let woken = Moment::now();
+                if messages.is_empty() {
+                    asked = woken;
+                }
+                0
+            }
+        };
         let now = clock.now();
         for message in batch.drain(..) {
             match message {
@@ -114,6 +127,11 @@ async fn run(mut table: Table, clock: Clock, mut messages: mpsc::Receiver<Messag
         let changes = table.take_changes();
         record(&table, &changes.timings);
         publisher.publish(changes);
+        // A batch that is not full has everything that had been sent when it was asked for.
+        if received < BATCH && told.until(asked) >= PULSE / 2 {
+            publisher.complete(asked);
+            told = asked;
+        }
         for (reply, answer) in answers.drain(..) {
             // A sender that has left has still told us.
             let _ = reply.send(answer);
@@ -140,4 +158,27 @@ fn record(table: &Table, timings: &[Timing]) {
 
 fn as_gauge(n: usize) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::group::{GroupKey, Service};
+    use crate::table::{Change, Pacing};
+
+    #[tokio::test]
+    async fn the_owner_says_how_far_it_has_come_whether_or_not_something_happens() {
+        let (table, groups, feed, _owner) = spawn(Table::new(Pacing::default()), Clock::start(), 64);
+        feed.wait_complete(Moment::default()).await;
+        let first = feed.complete();
+        assert!(first <= Moment::now());
+        table.update(Update::Service(Change::Present(Service::new(GroupKey::new("shop", "web")).into()))).await;
+        let sent = Moment::now();
+        feed.wait_complete(first).await;
+        while feed.complete() < sent {
+            feed.wait_complete(feed.complete()).await;
+        }
+        assert!(groups.get("shop", "web").is_some(), "what was sent before is there");
+        feed.wait_complete(feed.complete()).await;
+    }
 }

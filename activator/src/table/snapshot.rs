@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -75,6 +76,28 @@ impl FeedItem {
     }
 }
 
+/// A moment on the clock that counts since the machine was started, suspensions included (`CLOCK_BOOTTIME`): the one
+/// that the kernel's readers of the table have too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Moment {
+    /// Nanoseconds since the start.
+    pub nanos: u64,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let [seconds, nanos] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or_default());
+        Self { nanos: seconds.saturating_mul(1_000_000_000).saturating_add(nanos) }
+    }
+
+    /// How long from this moment to a later one; nothing when it is not later.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_nanos(later.nanos.saturating_sub(self.nanos))
+    }
+}
+
 /// A reader asked for changes that the log no longer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the changes asked for are no longer held")]
@@ -85,6 +108,7 @@ pub struct Lagged;
 pub struct Feed {
     items: Arc<Mutex<VecDeque<FeedItem>>>,
     newest: watch::Receiver<u64>,
+    complete: watch::Receiver<Moment>,
 }
 
 impl Feed {
@@ -108,6 +132,20 @@ impl Feed {
         Ok(items.iter().skip(from).take(most).cloned().collect())
     }
 
+    /// A moment before which everything that the table was told is in the log by now: some half of a second ago
+    /// ([`PULSE`](super::owner::PULSE)) unless the table's owner hangs or is behind.
+    pub fn complete(&self) -> Moment {
+        *self.complete.borrow()
+    }
+
+    /// Waits for a [`Feed::complete`] later than one that is known. Forever when the table's owner has ended.
+    pub async fn wait_complete(&self, known: Moment) {
+        let mut complete = self.complete.clone();
+        if complete.wait_for(|complete| *complete > known).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Waits until there is a change with a number greater than `id`. Forever when the table's owner has ended.
     pub async fn wait_beyond(&self, id: u64) {
         let mut newest = self.newest.clone();
@@ -119,27 +157,34 @@ impl Feed {
 
 /// The writing side: one, with the table's owner.
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     by_key: Arc<ArcSwap<ByKey>>,
     /// The same by the table's index, so that a change finds its Service without a look-up.
     by_index: Vec<Option<Published>>,
     items: Arc<Mutex<VecDeque<FeedItem>>>,
     newest: watch::Sender<u64>,
+    complete: watch::Sender<Moment>,
     next_id: u64,
 }
 
 impl Publisher {
-    pub(super) fn new() -> (Self, Groups, Feed) {
+    pub(crate) fn new() -> (Self, Groups, Feed) {
         let by_key = Arc::new(ArcSwap::from_pointee(HashMap::new()));
         let items = Arc::new(Mutex::new(VecDeque::new()));
         let (newest, newest_reader) = watch::channel(0);
+        let (complete, complete_reader) = watch::channel(Moment::default());
         let groups = Groups { by_key: Arc::clone(&by_key) };
-        let feed = Feed { items: Arc::clone(&items), newest: newest_reader };
-        (Self { by_key, by_index: Vec::new(), items, newest, next_id: 1 }, groups, feed)
+        let feed = Feed { items: Arc::clone(&items), newest: newest_reader, complete: complete_reader };
+        (Self { by_key, by_index: Vec::new(), items, newest, complete, next_id: 1 }, groups, feed)
+    }
+
+    /// Says that all that was told before a moment has been published.
+    pub(crate) fn complete(&self, moment: Moment) {
+        self.complete.send_replace(moment);
     }
 
     /// Makes changes visible: pictures first, then the log, then the wake-up.
-    pub(super) fn publish(&mut self, changes: Changes) {
+    pub(crate) fn publish(&mut self, changes: Changes) {
         if changes.groups.is_empty() {
             return;
         }

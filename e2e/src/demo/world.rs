@@ -1,6 +1,7 @@
 //! What the demo runs in: a folder with manifests, an issuer key, tokens and logs, and the processes that are started on it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -68,6 +69,8 @@ pub(super) struct World {
     folder: TempDir,
     /// Where the app of [`APP`] listens, and that of [`QUIET`].
     ports: [u16; 2],
+    /// Where health checks are answered.
+    readiness: SocketAddr,
 }
 
 impl World {
@@ -76,7 +79,8 @@ impl World {
         let manifests = folder.path().join("manifests");
         fs::create_dir(&manifests)?;
         fs::write(manifests.join("services.yaml"), SERVICES_AND_ACCOUNTS)?;
-        let world = Self { folder, ports: [free_port()?, free_port()?] };
+        let readiness = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let world = Self { folder, ports: [free_port()?, free_port()?], readiness };
         for pod in [APP, QUIET, THIEF] {
             world.write(&pod, None)?;
         }
@@ -104,10 +108,17 @@ impl World {
     pub(super) async fn activator(&self) -> Result<Activator> {
         ActivatorSpec::standalone(&self.folder().join("manifests"), &self.folder().join("issuer.key"))
             .flag("replica", "activator-0")
+            .flag("xdp-listen", &self.readiness.to_string())
+            .flag("xdp-interface", "lo")
             .self_signed()
             .proxy()?
             .start()
             .await
+    }
+
+    /// Where a health check of the Service is answered.
+    pub(super) fn health_check(&self) -> String {
+        format!("http://{}/ready/{NAMESPACE}/{SERVICE}", self.readiness)
     }
 
     pub(super) fn sidecar(&self, activator: &Activator, app_port: u16, token: &str) -> Result<SidecarSpec> {
@@ -166,6 +177,8 @@ impl World {
                 "a request through the activator, straight to the pod",
                 format!("curl -s -H 'Host: {SERVICE}.{NAMESPACE}' http://{}", activator.proxy_address()?),
             ),
+            ("a health check of the Service", format!("{program} xdp probe {}", self.health_check())),
+            ("what the readiness map holds, and who answers from it", format!("{program} xdp --admin {admin}")),
             ("one Service as JSON", format!("{curl} {url}/v1/targets/{NAMESPACE}/{SERVICE}")),
             ("every change as it comes, beside the two lines below", format!("{curl} -N {url}/v1/watch")),
             (

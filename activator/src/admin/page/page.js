@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const drawn = new Map();
 let lagDrawn = "";
+let xdpDrawn = "";
 let skew = 0;
 
 function el(name, attributes, ...children) {
@@ -109,6 +110,22 @@ function drawTargets(state) {
   if (there.length !== sections.length || sections.some((section, n) => there[n] !== section)) byId("targets").replaceChildren(...sections);
 }
 
+const because = (why) => (why === null ? "" : `: ${why}`);
+const servers = { userspace: "this process", generic: "an XDP program (generic)", native: "an XDP program (native)" };
+
+function drawXdp(xdp) {
+  byId("xdp").hidden = xdp === null;
+  const json = JSON.stringify(xdp);
+  if (xdp === null || json === xdpDrawn) return;
+  xdpDrawn = json;
+  const leftOut = xdp.left_out === 0 ? "" : ` ${count(xdp.left_out, "more has", "more have")} no room and are 404.`;
+  byId("xdp-serving").textContent = `Health checks at ${xdp.listen} are answered by ${servers[xdp.serving]}${because(xdp.why)}. `
+    + `${count(xdp.answers, "answer", "answers")} of at most ${xdp.most_answers}.${leftOut}${xdp.alive ? "" : " All is answered 503."}`;
+  byId("xdp-serving").className = xdp.alive ? "" : "bad";
+  const rows = xdp.interfaces.map((i) => el("tr", {}, el("th", { scope: "row" }, i.name), el("td", {}, i.asked), el("td", {}, `${servers[i.serving]}${because(i.why)}`)));
+  byId("xdp-interfaces").replaceChildren(...(rows.length === 0 ? [] : [table("Interfaces", [["Interface"], ["Asked for"], ["Answered by"]], rows)]));
+}
+
 function drawLag(lags) {
   const json = JSON.stringify(lags);
   if (json === lagDrawn) return;
@@ -141,6 +158,7 @@ function show({ at_ms: atMs, state }) {
     : `${count(requests.held, "request is", "requests are")} held. Services with the annotation podlight.dev/route take requests; ${count(requests.other_services, "other does", "others do")} not.`;
   byId("cut").textContent = state.targets_cut === 0 ? "" : `${count(state.targets_cut, "more target is", "more targets are")} not shown.`;
   drawTargets(state);
+  drawXdp(state.xdp);
   drawLag(state.lag);
 }
 

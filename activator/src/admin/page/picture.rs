@@ -16,6 +16,7 @@ use crate::proxy::target::view::BackendView;
 use crate::proxy::target::{Hub, Way};
 use crate::table::group::{Endpoint, GroupKey, GroupSnapshot};
 use crate::table::snapshot::Groups;
+use crate::xdp::status::{Status, View};
 
 /// Most targets: more than anybody reads.
 pub(super) const MOST_TARGETS: usize = 200;
@@ -48,6 +49,7 @@ pub(super) struct Sources {
     pub(super) readiness: Readiness,
     pub(super) groups: Groups,
     pub(super) requests: Option<Requests>,
+    pub(super) xdp: Option<Arc<Status>>,
     pub(super) metrics: PrometheusHandle,
 }
 
@@ -61,6 +63,8 @@ pub(super) struct Picture<'a> {
     readiness: Vec<String>,
     /// None when there is no request path.
     requests: Option<RequestsView>,
+    /// None when there is no readiness map.
+    xdp: Option<View>,
     /// Services that take requests; all of them when there is no request path.
     targets: Vec<ShownTarget>,
     /// Targets that are left out.
@@ -110,6 +114,7 @@ impl Sources {
             ready,
             readiness: readiness.lines().map(str::to_owned).collect(),
             requests,
+            xdp: self.xdp.as_ref().map(|xdp| xdp.view()),
             targets,
             targets_cut,
             lag: lag::read(&self.metrics.render()),

@@ -107,7 +107,7 @@ async fn open(world: World<'_>) -> Fixture {
     }
     routes.publish();
     let requests = world.routed.then(|| Requests { routes: routes.routes().clone(), hub });
-    let config = PageConfig { replica: "a-0".to_owned(), groups, requests, clock };
+    let config = PageConfig { replica: "a-0".to_owned(), groups, requests, xdp: None, clock };
     let (trigger, shutdown) = Shutdown::new();
     let router = router(config, Readiness::new(Health::local()), world.metrics.clone(), shutdown);
     Fixture { router: with_fallbacks(router), targets, trigger, _errands: errands }

@@ -1,4 +1,5 @@
-//! What the bench runs as processes of their own, so that each one's CPU is its own: `podlight-bench child backend|forward|load`.
+//! What the bench runs as processes of their own, so that each one's CPU is its own: `podlight-bench child backend|forward|load`,
+//! and `probes|flood` of the readiness map.
 //! They are this same program, and pinned by whoever starts them.
 
 use std::net::SocketAddr;
@@ -11,10 +12,10 @@ use super::{forward, load, replies};
 use crate::control_plane::process::Process;
 
 /// The core of whatever is measured; everything that measures is on [`OTHER_CORE`].
-pub(super) const MEASURED_CORE: usize = 0;
+pub(in crate::bench) const MEASURED_CORE: usize = 0;
 
 /// The core of the backend and the load.
-pub(super) const OTHER_CORE: usize = 1;
+pub(in crate::bench) const OTHER_CORE: usize = 1;
 
 /// Runs a child: the arguments behind `podlight-bench child`.
 ///
@@ -36,7 +37,11 @@ pub fn run(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             use std::io::Write as _;
             Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?)
         }
-        other => bail!("no child {other:?}"),
+        other => {
+            use std::io::Write as _;
+            let said = runtime.block_on(crate::bench::xdp::child(other, arguments.next()))?;
+            Ok(writeln!(std::io::stdout(), "{said}")?)
+        }
     }
 }
 
@@ -75,7 +80,7 @@ pub async fn load(load: &Load) -> Result<Report> {
 }
 
 /// On a machine with one core there is no other.
-fn core_of(core: usize) -> String {
+pub(in crate::bench) fn core_of(core: usize) -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (core % cores).to_string()
 }

@@ -1,0 +1,340 @@
+//! The life of a connection without a memory of it. Each segment is judged by itself: the acknowledgement number is the
+//! cookie plus what of the reply has arrived, and the echoed timestamp is the peer's initial sequence number, which the
+//! cookie is made of.
+
+use aya_ebpf::{
+    bindings::bpf_sock_tuple,
+    helpers::{
+        bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
+        bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
+    },
+    programs::XdpContext,
+};
+use podlight_xdp::{Beat, Counter, REPLY_BYTES, v4_mapped};
+
+use crate::{
+    BEAT, Fate, LISTENING, answer,
+    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes},
+    options::{self, Options},
+    packet::Packet,
+};
+
+/// The segment that a peer may send us, in bytes: what Ethernet's 1 500 leave. It is also the first window, so that a peer
+/// sends no second full segment before it has the reply to the first, which is the only one that is read.
+const V4_SEGMENT: u16 = 1_460;
+const V6_SEGMENT: u16 = 1_440;
+/// The window once the reply is under way. What comes then is acknowledged and forgotten.
+const WINDOW: u16 = u16::MAX;
+/// The sequence numbers that a reply takes: its bytes and the FIN.
+const REPLY: u32 = REPLY_BYTES as u32 + 1;
+
+/// A segment with data, a FIN or an acknowledgement.
+pub struct Arrival {
+    /// Where the data begins in the packet, and how long it is.
+    pub start: u32,
+    pub length: u32,
+    /// It ends the peer's half.
+    pub is_fin: bool,
+    /// Sequence and acknowledgement number.
+    pub sequence: u32,
+    pub acknowledged: u32,
+    /// The timestamps to send, as they stand in a packet.
+    pub timestamp: Option<(u32, u32)>,
+    /// Whether the answers are those of any address.
+    pub is_shared: bool,
+}
+
+/// How far the peer is, according to a cookie.
+#[derive(PartialEq, Eq)]
+enum Progress {
+    /// It has our SYN-ACK and nothing else.
+    Begun,
+    /// It has the reply.
+    Replied,
+    /// There is no valid cookie.
+    Foreign,
+}
+
+/// What becomes of the packet; `None` if its port is not taken on its address.
+#[inline(always)]
+pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fate> {
+    if !scratch.load(ctx, packet) {
+        return packet.is_any.then_some(Fate::Pass(Counter::PassedShape));
+    }
+    let is_shared = packet.is_any || listens(packet, scratch)?;
+    let (length, end) = scratch.segment(packet);
+    let header = u32::from(scratch.tcp.offset >> 4) * 4;
+    let options = header.saturating_sub(20);
+    if header < 20 || length < header || !has(ctx, end) || !scratch.load_options(ctx, packet, options) {
+        return Some(Fate::Pass(Counter::PassedShape));
+    }
+    let fate = match scratch.tcp.flags & (FIN | SYN | RST | ACK) {
+        SYN => syn(ctx, packet, scratch, options),
+        ACK | 0x11 => {
+            let peer = timestamp(scratch, options);
+            let arrival = Arrival {
+                start: fixed_bytes(packet) + options,
+                length: length - header,
+                is_fin: scratch.tcp.flags & FIN != 0,
+                sequence: u32::from_be(scratch.tcp.sequence),
+                acknowledged: u32::from_be(scratch.tcp.acknowledged),
+                timestamp: peer.map(|(theirs, ours)| (ours, theirs)),
+                is_shared,
+            };
+            segment(ctx, packet, scratch, &arrival)
+        }
+        // A RST ends nothing here, and may end a flow of a socket.
+        flags if flags & RST != 0 && flags & SYN == 0 => Fate::Pass(Counter::Reset),
+        _ => Fate::Pass(Counter::PassedShape),
+    };
+    Some(fate)
+}
+
+/// Whether the port is taken on this address, and if so whether its answers are shared.
+#[inline(always)]
+fn listens(packet: Packet, scratch: &mut Scratch) -> Option<bool> {
+    scratch.listen.address = address(packet, scratch);
+    scratch.listen.port = u32::from(u16::from_be(scratch.tcp.destination));
+    // SAFETY: the value is read at once; a port that changes hands meanwhile is asked about under a key of its own.
+    unsafe { LISTENING.get(&scratch.listen) }.map(|is_shared| *is_shared != 0)
+}
+
+/// The address that is asked.
+#[inline(always)]
+pub fn address(packet: Packet, scratch: &Scratch) -> [u8; 16] {
+    if packet.is_v6 {
+        // SAFETY: four words are sixteen bytes.
+        unsafe {
+            core::mem::transmute::<[u32; 4], [u8; 16]>([scratch.ip[6], scratch.ip[7], scratch.ip[8], scratch.ip[9]])
+        }
+    } else {
+        v4_mapped(scratch.ip[9].to_ne_bytes())
+    }
+}
+
+/// Whether the packet is at least `end` bytes long.
+#[inline(always)]
+fn has(ctx: &XdpContext, end: u32) -> bool {
+    // SAFETY: the helper reads the packet's length.
+    unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) as u32 >= end }
+}
+
+/// The heartbeat.
+#[inline(always)]
+pub fn beat() -> Beat {
+    match BEAT.get(0) {
+        Some(beat) => *beat,
+        None => Beat::default(),
+    }
+}
+
+/// The time since boot.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper reads a clock.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// Answers a SYN, unless nobody keeps the map: then whoever listens in userspace may.
+#[inline(always)]
+fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> Fate {
+    if !beat().is_fresh(now()) {
+        return Fate::Pass(Counter::PassedStale);
+    }
+    let options = parse(scratch, length);
+    if usize::from(options.segment) < REPLY_BYTES {
+        return Fate::Pass(Counter::PassedSyn);
+    }
+    let header = 20 + (length & 0x3c);
+    let tcp = (&raw mut scratch.tcp).cast();
+    // SAFETY: header and options lie behind each other and are 60 bytes at most, which the verifier checks.
+    let cookie = unsafe {
+        if packet.is_v6 {
+            bpf_tcp_raw_gen_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp, header)
+        } else {
+            bpf_tcp_raw_gen_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp, header)
+        }
+    };
+    if cookie < 0 {
+        return Fate::Pass(Counter::PassedSyn);
+    }
+    let segment = if packet.is_v6 { V6_SEGMENT } else { V4_SEGMENT };
+    let sequence = u32::from_be(scratch.tcp.sequence);
+    scratch.rest[0] = (2 << 24 | 4 << 16 | u32::from(segment)).to_be();
+    let mut sum = u64::from(scratch.rest[0]);
+    let mut words = 1;
+    if let Some((theirs, _)) = options.timestamp {
+        scratch.rest[1] = TIMESTAMP;
+        scratch.rest[2] = sequence.to_be();
+        scratch.rest[3] = theirs;
+        sum += u64::from(TIMESTAMP) + u64::from(sequence.to_be()) + u64::from(theirs);
+        words = 4;
+    }
+    let reply = Segment {
+        flags: SYN | ACK,
+        sequence: cookie as u32,
+        acknowledged: sequence.wrapping_add(1),
+        window: segment,
+        options: words,
+        words,
+        sum,
+    };
+    sent(scratch.send(ctx, packet, &reply), Counter::Syn)
+}
+
+/// Two fillers and the head of a timestamp option.
+const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
+
+/// The timestamps of a segment behind the first.
+#[inline(always)]
+fn timestamp(scratch: &mut Scratch, length: u32) -> Option<(u32, u32)> {
+    if length >= 12 && scratch.rest[0] == TIMESTAMP {
+        return Some((scratch.rest[1], scratch.rest[2]));
+    }
+    if length == 0 { None } else { parse(scratch, length).timestamp }
+}
+
+#[inline(always)]
+fn parse(scratch: &mut Scratch, length: u32) -> Options {
+    // SAFETY: the words are at least as many bytes.
+    options::parse(unsafe { &*scratch.rest.as_ptr().cast::<[u8; 40]>() }, length, &mut scratch.forgotten)
+}
+
+/// Judges a segment of what may be a connection of ours.
+#[inline(always)]
+fn segment(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, arrival: &Arrival) -> Fate {
+    // The first sequence number is the one before the first byte; only the echoed timestamp tells it later on.
+    let initial = match arrival.timestamp {
+        Some((ours, _)) => u32::from_be(ours),
+        None => arrival.sequence.wrapping_sub(1),
+    };
+    let is_first = arrival.sequence == initial.wrapping_add(1);
+    let carries = arrival.length > 0 || arrival.is_fin;
+    match progress(packet, scratch, arrival, initial, is_first) {
+        Progress::Begun if !carries => Fate::Drop(Counter::Ack),
+        // Something before it is missing, or is unacknowledged because it was no whole request line.
+        Progress::Begun if !is_first => Fate::Drop(Counter::Later),
+        Progress::Begun if arrival.length > 0 => answer::answer(ctx, packet, scratch, arrival),
+        // The peer leaves without a question, and so do we.
+        Progress::Begun => acknowledge(ctx, packet, scratch, arrival, ACK | FIN, Counter::Fin),
+        Progress::Replied if !carries => Fate::Drop(Counter::Ack),
+        Progress::Replied => {
+            let counter = if arrival.is_fin { Counter::Fin } else { Counter::Later };
+            acknowledge(ctx, packet, scratch, arrival, ACK, counter)
+        }
+        // A flow of ours echoes what we sent, so this is none.
+        Progress::Foreign if arrival.timestamp.is_some() => Fate::Pass(Counter::PassedCookie),
+        // Without timestamps, what comes after the first segment cannot be told from a stranger's: the kernel knows its own.
+        Progress::Foreign if has_socket(ctx, packet, scratch) => Fate::Pass(Counter::PassedCookie),
+        Progress::Foreign if arrival.is_fin => acknowledge(ctx, packet, scratch, arrival, ACK, Counter::Fin),
+        Progress::Foreign if arrival.length > 0 => Fate::Drop(Counter::Later),
+        Progress::Foreign => Fate::Drop(Counter::Ack),
+    }
+}
+
+/// Finds out how far the peer is. The likelier case is tried first, because each try costs a hash.
+#[inline(always)]
+fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, initial: u32, is_first: bool) -> Progress {
+    let begun = arrival.acknowledged;
+    let replied = begun.wrapping_sub(REPLY);
+    let (likelier, other) = if is_first { (begun, replied) } else { (replied, begun) };
+    let found = if is_cookie(packet, scratch, initial, likelier) {
+        likelier
+    } else if arrival.timestamp.is_some() && is_cookie(packet, scratch, initial, other) {
+        other
+    } else {
+        return Progress::Foreign;
+    };
+    if found == begun { Progress::Begun } else { Progress::Replied }
+}
+
+/// Whether `acknowledged` acknowledges the cookie of a connection whose peer began at `initial`.
+#[inline(always)]
+fn is_cookie(packet: Packet, scratch: &mut Scratch, initial: u32, acknowledged: u32) -> bool {
+    scratch.tcp.sequence = initial.wrapping_add(1).to_be();
+    scratch.tcp.acknowledged = acknowledged.to_be();
+    let tcp = (&raw mut scratch.tcp).cast();
+    // SAFETY: both headers are whole.
+    unsafe {
+        if packet.is_v6 {
+            bpf_tcp_raw_check_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp) == 0
+        } else {
+            bpf_tcp_raw_check_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp) == 0
+        }
+    }
+}
+
+/// Whether the kernel has a connection with these addresses and ports.
+#[inline(always)]
+fn has_socket(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> bool {
+    const LISTEN: u32 = 10;
+    /// This packet's network namespace.
+    const CURRENT: u64 = u64::MAX;
+    // SAFETY: addresses and ports lie behind each other as the helper wants them; what it returns is released.
+    unsafe {
+        let context = ctx.ctx.cast();
+        let socket = if packet.is_v6 {
+            let tuple = scratch.ip.as_mut_ptr().add(2).cast::<bpf_sock_tuple>();
+            bpf_skc_lookup_tcp(context, tuple, 36, CURRENT, 0)
+        } else {
+            let tuple = scratch.ip.as_mut_ptr().add(8).cast::<bpf_sock_tuple>();
+            bpf_skc_lookup_tcp(context, tuple, 12, CURRENT, 0)
+        };
+        if socket.is_null() {
+            return false;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state != LISTEN
+    }
+}
+
+/// Acknowledges everything that has come.
+#[inline(always)]
+fn acknowledge(
+    ctx: &XdpContext,
+    packet: Packet,
+    scratch: &mut Scratch,
+    arrival: &Arrival,
+    flags: u8,
+    counter: Counter,
+) -> Fate {
+    let (options, sum) = write_timestamp(scratch, arrival);
+    let reply = arrival.reply(flags, options, options, sum);
+    sent(scratch.send(ctx, packet, &reply), counter)
+}
+
+/// Writes the timestamp option of a reply; its words and their sum.
+#[inline(always)]
+pub fn write_timestamp(scratch: &mut Scratch, arrival: &Arrival) -> (u32, u64) {
+    let Some((ours, theirs)) = arrival.timestamp else { return (0, 0) };
+    scratch.rest[0] = TIMESTAMP;
+    scratch.rest[1] = ours;
+    scratch.rest[2] = theirs;
+    (3, u64::from(TIMESTAMP) + u64::from(ours) + u64::from(theirs))
+}
+
+impl Arrival {
+    /// The segment that acknowledges this one.
+    #[inline(always)]
+    pub fn reply(&self, flags: u8, options: u32, words: u32, sum: u64) -> Segment {
+        Segment {
+            flags,
+            sequence: self.acknowledged,
+            acknowledged: self.sequence.wrapping_add(self.length).wrapping_add(u32::from(self.is_fin)),
+            window: WINDOW,
+            options,
+            words,
+            sum,
+        }
+    }
+}
+
+/// The flags of a reply with data: everything is said.
+pub const LAST: u8 = ACK | PSH | FIN;
+
+/// The fate of a packet that was turned into a reply, or was not.
+#[inline(always)]
+pub fn sent(is_sent: bool, counter: Counter) -> Fate {
+    if is_sent { Fate::Reply(counter) } else { Fate::Drop(Counter::Failed) }
+}

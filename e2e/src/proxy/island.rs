@@ -90,7 +90,7 @@ impl Island {
         namespace.within(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "0")?))?;
         let first = u8::try_from(std::process::id() % 256)?;
         for number in (0..NUMBERS).map(|n| first.wrapping_add(n)) {
-            let device = format!("plisland{number}");
+            let device = device(number);
             let pair = format!("link add {device} type veth peer name eth0 netns {}", namespace.0.id());
             if ip(&pair).await.is_err() {
                 // Somebody else's.
@@ -146,6 +146,17 @@ impl Island {
     pub async fn pass(&self, address: IpAddr) -> Result<()> {
         self.namespace.ip(&format!("addr add {address}/32 dev lo")).await
     }
+}
+
+impl Drop for Island {
+    fn drop(&mut self) {
+        // The kernel would do so once the last connection in there has given up.
+        let _ = Command::new("ip").args(["link", "del", &device(self.number)]).status();
+    }
+}
+
+fn device(number: u8) -> String {
+    format!("plisland{number}")
 }
 
 async fn ip(arguments: &str) -> Result<()> {

@@ -137,7 +137,7 @@ async fn services_whose_pods_come_and_go_lose_nothing_and_leave_nothing() -> Res
     wait_for(stage.activator(), TUNNELS, 0.0).await?;
     eventually("no request has a place", async || {
         let status: serde_json::Value = serde_json::from_str(&stage.activator().admin("/status").await?.body)?;
-        let targets = status["targets"].as_array().context("no targets")?;
+        let targets = status["state"]["targets"].as_array().context("no targets")?;
         ensure!(targets.len() == SERVICES.len(), "{status}");
         let in_flight: Vec<_> = targets.iter().map(|target| target["in_flight"].as_u64()).collect();
         ensure!(in_flight.iter().all(|count| *count == Some(0)), "{in_flight:?}");

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::control_plane::lock;
 use crate::eventually::eventually;
+use crate::proxy::island::{Island, Namespace};
 
 pub mod answers;
 mod connection;
@@ -111,6 +112,8 @@ enum Speaks {
 /// A running app. Its connections end with it, by FIN.
 pub struct Backend {
     address: SocketAddr,
+    /// Where its address is, when that is not here.
+    namespace: Option<Arc<Namespace>>,
     speaks: Speaks,
     state: Arc<State>,
     server: Mutex<Option<JoinHandle<()>>>,
@@ -142,6 +145,13 @@ impl Backend {
     #[must_use]
     pub fn tls(self, config: Arc<ServerConfig>) -> Self {
         Self::new(&self.state.pod, self.address, Speaks::Tls(config))
+    }
+
+    /// Listens in another network namespace, which has its address.
+    #[must_use]
+    pub fn on(mut self, island: &Island) -> Self {
+        self.namespace = Some(island.namespace());
+        self
     }
 
     /// An app at an address of its own that handles each connection by hand: what no server would send.
@@ -176,7 +186,8 @@ impl Backend {
             most_at_gate: AtomicUsize::new(0),
             ready: AtomicBool::new(true),
         };
-        Self { address, speaks, state: Arc::new(state), server: Mutex::default(), stuck: Mutex::default() }
+        let (server, stuck) = (Mutex::default(), Mutex::default());
+        Self { address, namespace: None, speaks, state: Arc::new(state), server, stuck }
     }
 
     /// Begins to listen.
@@ -184,7 +195,10 @@ impl Backend {
     /// # Errors
     /// When the address is taken, or not this machine's.
     pub fn listen(&self) -> Result<()> {
-        let listener = bind(self.address, 1024)?;
+        let listener = match &self.namespace {
+            None => bind(self.address, 1024)?,
+            Some(namespace) => namespace.within(|| bind(self.address, 1024))?,
+        };
         let (speaks, state) = (self.speaks.clone(), Arc::clone(&self.state));
         *lock(&self.server) = Some(tokio::spawn(serve(listener, speaks, state)));
         Ok(())

@@ -5,6 +5,7 @@ pub mod client;
 pub mod clients;
 pub mod counts;
 pub mod frames;
+pub mod island;
 pub mod manifests;
 pub mod pki;
 pub mod stage;

@@ -256,5 +256,39 @@ fn length(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
+/// What a guard makes of a connection that comes in these pieces, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(pieces: &[&[u8]]) -> FuzzedGuard {
+    let mut guard = Guard::new(FUZZED_HEAD_BYTES, Arc::default());
+    let (mut passed, mut ahead) = (Vec::new(), Vec::new());
+    for piece in pieces {
+        ahead.extend_from_slice(piece);
+        while !ahead.is_empty() && guard.refusal().is_none() {
+            let taken = guard.take(&ahead);
+            passed.extend(ahead.drain(..taken));
+        }
+    }
+    let between = matches!(guard.place, Place::Between | Place::Upgrade);
+    FuzzedGuard { passed, heads: guard.heads, refusal: guard.refusal(), between }
+}
+
+/// Most bytes of a head for the fuzz target, which is to come to the bound as well.
+#[cfg(feature = "fuzzing")]
+const FUZZED_HEAD_BYTES: usize = 4096;
+
+/// What a guard has made of a connection.
+#[cfg(feature = "fuzzing")]
+#[derive(Debug, PartialEq, Eq)]
+pub struct FuzzedGuard {
+    /// What HTTP saw.
+    pub passed: Vec<u8>,
+    /// Heads that have ended.
+    pub heads: u64,
+    /// The answer to what is refused.
+    pub refusal: Option<Vec<u8>>,
+    /// No request is under way.
+    pub between: bool,
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,9 @@ pub const HELD: &str = "podlight_proxy_held";
 /// Connections that have changed their protocol and are open now.
 pub const TUNNELS: &str = "podlight_proxy_tunnels";
 
+/// Tasks of the workers.
+pub const TASKS: &str = "podlight_proxy_tasks";
+
 /// Requests that were answered, by class and way.
 pub const REQUESTS: &str = "podlight_proxy_requests_total";
 

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::discovery::v1::{EndpointHints, ForZone};
 use podlight_e2e::backend::{Backend, PORT};
 use podlight_e2e::control_plane::{ContainerSpec, PodState, SliceSpec};
 use podlight_e2e::proxy::client::{self, ask, get};
@@ -66,6 +67,25 @@ async fn case_13_the_other_family_is_taken_where_a_pod_has_no_address_of_the_fir
     stage.create_service(spec).await?;
     let _web = stage.ready_web("web", "web-1").await?;
     stage.until(&stage.host("web"), |answer| answer.status == 200).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_13_the_other_family_is_dialled_where_the_first_cannot_be_reached() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    let spec = stage.service("web").with(|spec| {
+        spec.ip_families = Some(vec!["IPv6".to_owned(), "IPv4".to_owned()]);
+    });
+    stage.create_service(spec).await?;
+    // Nothing of it listens at its address of the first family.
+    let app = Backend::start("over-four")?;
+    let state = running_ready(app.address().ip()).address("::1");
+    stage.create_pod(stage.pod_spec("web", "web-1"), &state).await?;
+    stage.wait_endpoints("web", 1).await?;
+    stage.until(&stage.host("web"), |answer| answer.status == 200).await?;
+    for _ in 0..10 {
+        assert_eq!(stage.get("web", "/").await?.pod()?, "over-four");
+    }
     Ok(())
 }
 
@@ -371,11 +391,37 @@ async fn case_26_session_affinity_and_local_traffic_are_passed_by_and_every_pod_
     let spec = stage.service("web").with(|spec| {
         spec.session_affinity = Some("ClientIP".to_owned());
         spec.internal_traffic_policy = Some("Local".to_owned());
+        spec.traffic_distribution = Some("PreferClose".to_owned());
     });
     stage.create_service(spec).await?;
     let _webs = (stage.ready_web("web", "web-1").await?, stage.ready_web("web", "web-2").await?);
     for pod in ["web-1", "web-2", "web-1", "web-2"] {
         stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|answered| answered == pod)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_26_hints_for_zones_are_passed_by_and_every_endpoint_is_asked() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    bare(&stage, "bare").await?;
+    let apps = [Backend::start("here")?, Backend::start("there")?];
+    let spec = apps.iter().fold(slice(&stage, "bare-1", "bare"), |spec, app| {
+        spec.endpoint(&app.address().ip().to_string(), true, true, false)
+    });
+    stage
+        .put_slice(spec.with(|slice| {
+            for (endpoint, zone) in slice.endpoints.iter_mut().flatten().zip(["zone-a", "zone-b"]) {
+                endpoint.zone = Some(zone.to_owned());
+                endpoint.hints = Some(EndpointHints {
+                    for_zones: Some(vec![ForZone { name: zone.to_owned() }]),
+                    ..EndpointHints::default()
+                });
+            }
+        }))
+        .await?;
+    for pod in ["here", "there", "here", "there"] {
+        stage.until(&stage.host("bare"), |answer| answer.pod().is_ok_and(|answered| answered == pod)).await?;
     }
     Ok(())
 }

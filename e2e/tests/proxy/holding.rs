@@ -22,7 +22,7 @@ async fn waiting(stage: &Stage<'_>, service: &str) -> Result<Web> {
 }
 
 #[tokio::test]
-async fn a_held_request_is_answered_when_its_pod_says_that_it_is_ready() -> Result<()> {
+async fn case_29_a_held_request_is_answered_when_its_pod_says_that_it_is_ready() -> Result<()> {
     let stage = Stage::standalone().await?;
     let web = waiting(&stage, "web").await?;
     let held = client::start(stage.proxy()?, post(&stage.host("web"), "/a?b", "some body"));
@@ -38,7 +38,7 @@ async fn a_held_request_is_answered_when_its_pod_says_that_it_is_ready() -> Resu
 }
 
 #[tokio::test]
-async fn a_held_request_is_answered_when_the_api_server_says_that_a_pod_is_ready() -> Result<()> {
+async fn case_29_a_held_request_is_answered_when_the_api_server_says_that_a_pod_is_ready() -> Result<()> {
     let stage = Stage::on(crate::scene().await, |spec| spec).await?;
     stage.create_service(stage.service("web").headless()).await?;
     let web = stage.web("web", "web-1").await?;
@@ -74,7 +74,7 @@ async fn requests_for_a_service_without_any_pod_are_held_until_one_comes() -> Re
 }
 
 #[tokio::test]
-async fn more_than_a_target_may_hold_are_503_with_retry_after_and_no_other_target_minds() -> Result<()> {
+async fn case_31_more_than_a_target_may_hold_are_503_with_retry_after_and_no_other_target_minds() -> Result<()> {
     let stage = Stage::standalone_with(|spec| spec.flag("max-held-per-target", "3").flag("max-held", "100")).await?;
     let (web, other) = (waiting(&stage, "web").await?, waiting(&stage, "other").await?);
     let held = start_many(&stage, "web", 3)?;
@@ -94,22 +94,52 @@ async fn more_than_a_target_may_hold_are_503_with_retry_after_and_no_other_targe
 }
 
 #[tokio::test]
-async fn more_than_may_be_held_in_total_are_503_and_room_comes_back() -> Result<()> {
-    let stage = Stage::standalone_with(|spec| spec.flag("max-held", "4")).await?;
+async fn case_31_more_than_may_be_held_in_total_are_503_and_room_comes_back() -> Result<()> {
+    let stage = Stage::standalone_with(|spec| spec.flag("max-held", "2")).await?;
     let (web, other) = (waiting(&stage, "web").await?, waiting(&stage, "other").await?);
-    let held = start_many(&stage, "web", 4)?;
-    wait_held(stage.activator(), 4).await?;
-    stage.get("other", "/").await?.refused(503)?;
-    web.pod.say(Kind::Ready).await?;
+    let third = waiting(&stage, "third").await?;
+    let mut held = start_many(&stage, "web", 1)?;
+    held.extend(start_many(&stage, "other", 1)?);
+    wait_held(stage.activator(), 2).await?;
+    let answer = stage.get("third", "/").await?;
+    answer.refused(503)?;
+    assert_eq!((answer.error(), answer.header("retry-after")), ("queue-full", "1"));
+    for web in [&web, &other] {
+        web.pod.say(Kind::Ready).await?;
+    }
     for answer in held {
         answer.await??.seen()?;
     }
-    let later = start_many(&stage, "other", 4)?;
-    wait_held(stage.activator(), 4).await?;
-    other.pod.say(Kind::Ready).await?;
+    let later = start_many(&stage, "third", 1)?;
+    wait_held(stage.activator(), 1).await?;
+    third.pod.say(Kind::Ready).await?;
     for answer in later {
         answer.await??.seen()?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_target_in_a_rush_leaves_room_for_held_requests_of_the_others() -> Result<()> {
+    let stage = Stage::standalone_with(|spec| spec.flag("max-held", "16")).await?;
+    let (rush, quiet) = (waiting(&stage, "rush").await?, waiting(&stage, "quiet").await?);
+    let rushed = start_many(&stage, "rush", 40)?;
+    // Of sixteen places it gets no more than it leaves.
+    wait_for(stage.activator(), "podlight_proxy_hold_refused_total", 32.0).await?;
+    wait_held(stage.activator(), 8).await?;
+    let calm = start_many(&stage, "quiet", 4)?;
+    wait_held(stage.activator(), 12).await?;
+    for web in [&quiet, &rush] {
+        web.pod.say(Kind::Ready).await?;
+    }
+    for answer in calm {
+        assert_eq!(answer.await??.pod()?, "quiet-1");
+    }
+    let mut answered = 0;
+    for answer in rushed {
+        answered += usize::from(answer.await??.status == 200);
+    }
+    assert_eq!(answered, 8);
     Ok(())
 }
 
@@ -134,7 +164,7 @@ async fn a_request_is_held_until_its_deadline_and_told_504() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_frees_its_slot_its_descriptor_and_its_place_in_the_queue() -> Result<()> {
+async fn case_31_a_client_that_goes_frees_its_slot_its_descriptor_and_its_place_in_the_queue() -> Result<()> {
     let stage = Stage::standalone_with(|spec| spec.flag("max-held-per-target", "20")).await?;
     let web = waiting(&stage, "web").await?;
     let process = stage.activator().id().context("ended")?;
@@ -188,7 +218,7 @@ async fn held_requests_are_released_in_the_order_in_which_they_came() -> Result<
 }
 
 #[tokio::test]
-async fn a_pod_never_has_more_than_its_concurrency_also_when_a_full_queue_is_released() -> Result<()> {
+async fn case_31_a_pod_never_has_more_than_its_concurrency_also_when_a_full_queue_is_released() -> Result<()> {
     let stage = Stage::standalone().await?;
     stage.create_service(stage.service("web").annotation(CONCURRENCY, "3")).await?;
     let webs = [stage.web("web", "web-1").await?, stage.web("web", "web-2").await?];
@@ -232,7 +262,7 @@ async fn requests_beyond_a_pods_concurrency_wait_for_a_slot_and_a_client_that_go
 }
 
 #[tokio::test]
-async fn waking_one_target_touches_no_other() -> Result<()> {
+async fn case_31_waking_one_target_touches_no_other() -> Result<()> {
     let stage = Stage::standalone().await?;
     let (web, other) = (waiting(&stage, "web").await?, waiting(&stage, "other").await?);
     let (held, others) = (start_many(&stage, "web", 5)?, start_many(&stage, "other", 5)?);
@@ -300,7 +330,7 @@ async fn a_connection_that_was_held_is_kept_and_its_pipelined_requests_are_answe
 }
 
 #[tokio::test]
-async fn an_activator_that_starts_anew_holds_until_it_knows() -> Result<()> {
+async fn case_31_an_activator_that_starts_anew_holds_until_it_knows() -> Result<()> {
     let stage = Stage::standalone().await?;
     stage.create_service(stage.service("web")).await?;
     let web = stage.ready_web("web", "web-1").await?;
@@ -327,4 +357,27 @@ fn start_many_at(
     count: usize,
 ) -> Result<Vec<JoinHandle<Result<client::Answer>>>> {
     (0..count).map(|_| Ok(client::start(stage.proxy()?, get(&stage.host(service), path)))).collect()
+}
+
+#[tokio::test]
+async fn bodies_of_held_requests_are_bounded_in_bytes_and_more_are_503() -> Result<()> {
+    const LARGE: usize = 1 << 20;
+    let stage = Stage::standalone_with(|spec| spec.flag("max-held-body-mib", "1")).await?;
+    let web = waiting(&stage, "web").await?;
+    let connection = Connection::http2(stage.proxy()?).await?;
+    let started = |body: usize| connection.start(post(&stage.host("web"), "/", vec![b'x'; body]));
+    // Of each, HTTP/2 lets the client send 64 KiB before anybody reads: sixteen and a bit of them are a MiB.
+    let held: Vec<_> = (0..16).map(|_| started(LARGE)).collect::<Result<_>>()?;
+    wait_held(stage.activator(), 16).await?;
+    let refused = started(LARGE)?.await??;
+    refused.refused(503)?;
+    assert_eq!(refused.error(), "queue-full");
+    let bodiless = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
+    wait_held(stage.activator(), 17).await?;
+    web.pod.say(Kind::Ready).await?;
+    for answer in held {
+        assert_eq!(answer.await??.seen()?.body_bytes, LARGE);
+    }
+    assert_eq!(bodiless.await??.seen()?.body_bytes, 0);
+    Ok(())
 }

@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 mod bad_input;
 mod balance;
 mod endpoints;
+mod events;
 mod failure;
 mod gateway;
 mod grpc;

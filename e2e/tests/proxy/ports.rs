@@ -130,6 +130,32 @@ async fn case_5_one_name_leads_to_a_different_number_on_each_pod() -> Result<()>
 }
 
 #[tokio::test]
+async fn case_5_address_and_port_are_paired_within_one_slice_of_several_ports() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    stage.create_service(stage.open_service("bare").port("http", 80, "http").port("admin", 81, "admin")).await?;
+    let mut apps = Vec::new();
+    for (name, http, admin) in [("old", 9001, 9002), ("new", 9003, 9004)] {
+        let address = nowhere();
+        for port in 9001..=9004 {
+            let app = Backend::at_port(&format!("{name}-{port}"), SocketAddr::new(address, port));
+            app.listen()?;
+            apps.push(app);
+        }
+        let slice = SliceSpec::new(&stage.namespace, name, "bare").endpoint(&address.to_string(), true, true, false);
+        stage.put_slice(slice.port("admin", admin).port("http", http)).await?;
+    }
+    stage.wait_endpoints("bare", 2).await?;
+    for pod in ["old-9001", "new-9003"] {
+        stage.until(&stage.host("bare"), |answer| answer.pod().is_ok_and(|answered| answered == pod)).await?;
+    }
+    for _ in 0..20 {
+        let pod = stage.get("bare", "/").await?.pod()?;
+        ensure!(["old-9001", "new-9003"].contains(&&*pod), "{pod}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn case_6_a_ready_pod_without_the_named_port_is_no_candidate_and_its_requests_wait() -> Result<()> {
     let stage = Stage::on(scene().await, |spec| spec).await?;
     stage.create_service(stage.service("web")).await?;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
 use podlight_e2e::activator::ActivatorSpec;
 use podlight_e2e::backend::{Backend, fresh_loopback};
 use podlight_e2e::proxy::client::Connection;
@@ -15,6 +16,7 @@ use crate::authority;
 
 const TLS: &str = "podlight.dev/upstream-tls";
 const NAME: &str = "podlight.dev/upstream-server-name";
+const CA_SECRET: &str = "podlight.dev/upstream-ca-secret";
 
 /// A stage that trusts `authority` upstream.
 async fn stage(
@@ -115,6 +117,35 @@ async fn without_an_authority_nothing_is_trusted() -> Result<()> {
     let web = pod(&stage, "web", "web-1", &authority, &["web.shop.svc"], &ALPN).await?;
     stage.until(&stage.host("web"), |answer| answer.status == 502).await?.refused(502)?;
     assert_eq!(web.app.requests(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_authority_of_a_secret_is_read_from_the_api_server_once_it_may_be_and_is_there() -> Result<()> {
+    let (authority, stranger) = (authority("pods"), crate::authority("strangers"));
+    let scene = crate::scene().await;
+    let stage = Stage::on(scene, |spec| spec).await?;
+    let name = format!("web.{}.svc", stage.namespace);
+    stage.create_service(stage.service("web").app_protocol("https").annotation(CA_SECRET, "pods-ca")).await?;
+    let web = pod(&stage, "web", "web-1", &authority, &[&name], &ALPN).await?;
+    let answer = stage.until(&stage.host("web"), |answer| answer.status == 502).await?;
+    assert_eq!(answer.error(), "tls");
+    ensure!(answer.text().contains("Secret pods-ca"), "{}", answer.text());
+    let rules = serde_json::json!([{ "apiGroups": [""], "resources": ["secrets"], "verbs": ["get"] }]);
+    scene.control_plane.grant("default", "activator", &format!("{}-secrets", stage.namespace), rules).await?;
+    let secret: Secret = serde_json::from_value(serde_json::json!({
+        "metadata": { "namespace": stage.namespace, "name": "pods-ca" }, "stringData": { "ca.crt": authority.pem() },
+    }))?;
+    scene.control_plane.create(secret).await?;
+    let seen = stage.until(&stage.host("web"), |answer| answer.status == 200).await?.seen()?;
+    assert_eq!(seen.tls.unwrap_or_default().server_name, Some(name.clone()));
+    drop(web);
+    // It vouches for whom it signed, and for nobody else.
+    stage.delete_pod("web-1", 0).await?;
+    stage.wait_endpoints("web", 0).await?;
+    let strange = pod(&stage, "web", "web-2", &stranger, &[&name], &ALPN).await?;
+    stage.until(&stage.host("web"), |answer| answer.error() == "tls").await?;
+    assert_eq!(strange.app.requests(), 0);
     Ok(())
 }
 

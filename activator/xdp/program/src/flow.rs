@@ -14,7 +14,7 @@ use podlight_xdp::{Beat, Counter, REPLY_BYTES, v4_mapped};
 
 use crate::{
     BEAT, Fate, LISTENING, answer,
-    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes},
+    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes, forget},
     options::{self, Options},
     packet::Packet,
 };
@@ -62,6 +62,7 @@ pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fa
         return packet.is_any.then_some(Fate::Pass(Counter::PassedShape));
     }
     let is_shared = packet.is_any || listens(packet, scratch)?;
+    let is_shared = forget(&mut scratch.forgotten, u32::from(is_shared)) != 0;
     let (length, end) = scratch.segment(packet);
     let header = u32::from(scratch.tcp.offset >> 4) * 4;
     let options = header.saturating_sub(20);

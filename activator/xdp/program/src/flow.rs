@@ -49,7 +49,7 @@ pub struct Arrival {
 enum Progress {
     /// It has our SYN-ACK and nothing else.
     Begun,
-    /// It has the reply.
+    /// It has the reply, or at least our FIN.
     Replied,
     /// There is no valid cookie.
     Foreign,
@@ -241,8 +241,13 @@ fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, initial: u
     let (likelier, other) = if is_first { (begun, replied) } else { (replied, begun) };
     let found = if is_cookie(packet, scratch, initial, likelier) {
         likelier
-    } else if arrival.timestamp.is_some() && is_cookie(packet, scratch, initial, other) {
+    } else if arrival.timestamp.is_none() {
+        return Progress::Foreign;
+    } else if is_cookie(packet, scratch, initial, other) {
         other
+    } else if !is_first && is_cookie(packet, scratch, initial, begun.wrapping_sub(1)) {
+        // It left without a question and acknowledges our FIN.
+        replied
     } else {
         return Progress::Foreign;
     };

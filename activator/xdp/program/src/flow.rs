@@ -14,7 +14,7 @@ use podlight_xdp::{Beat, Counter, REPLY_BYTES, v4_mapped};
 
 use crate::{
     BEAT, Fate, LISTENING, answer,
-    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes},
+    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes, forget},
     options::{self, Options},
     packet::Packet,
 };
@@ -49,7 +49,7 @@ pub struct Arrival {
 enum Progress {
     /// It has our SYN-ACK and nothing else.
     Begun,
-    /// It has the reply.
+    /// It has the reply, or at least our FIN.
     Replied,
     /// There is no valid cookie.
     Foreign,
@@ -62,6 +62,7 @@ pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fa
         return packet.is_any.then_some(Fate::Pass(Counter::PassedShape));
     }
     let is_shared = packet.is_any || listens(packet, scratch)?;
+    let is_shared = forget(&mut scratch.forgotten, u32::from(is_shared)) != 0;
     let (length, end) = scratch.segment(packet);
     let header = u32::from(scratch.tcp.offset >> 4) * 4;
     let options = header.saturating_sub(20);
@@ -240,8 +241,13 @@ fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, initial: u
     let (likelier, other) = if is_first { (begun, replied) } else { (replied, begun) };
     let found = if is_cookie(packet, scratch, initial, likelier) {
         likelier
-    } else if arrival.timestamp.is_some() && is_cookie(packet, scratch, initial, other) {
+    } else if arrival.timestamp.is_none() {
+        return Progress::Foreign;
+    } else if is_cookie(packet, scratch, initial, other) {
         other
+    } else if !is_first && is_cookie(packet, scratch, initial, begun.wrapping_sub(1)) {
+        // It left without a question and acknowledges our FIN.
+        replied
     } else {
         return Progress::Foreign;
     };

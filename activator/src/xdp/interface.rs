@@ -59,11 +59,16 @@ impl Interface {
                 interface.kind = kind.map(InfoKind::to_string);
             } else if let LinkAttribute::Xdp(parts) = attribute {
                 // One program has its number under this name, several (native and generic) each under its own.
-                interface.program = parts.iter().find_map(|part| match part {
-                    LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+                interface.program = parts.iter().find_map(|part| {
+                    if let LinkXdp::ProgId(id)
+                    | LinkXdp::DrvProgId(id)
+                    | LinkXdp::SkbProgId(id)
+                    | LinkXdp::HwProgId(id) = part
+                    {
                         Some(*id).filter(|id| *id != 0)
+                    } else {
+                        None
                     }
-                    _ => None,
                 });
             }
         }
@@ -87,12 +92,14 @@ fn ask(name: &str) -> io::Result<Option<LinkMessage>> {
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
-        NetlinkPayload::Error(error) => match error.to_io() {
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload {
+        Ok(Some(link))
+    } else if let NetlinkPayload::Error(error) = answer.payload {
+        match error.to_io() {
             error if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
             error => Err(error),
-        },
-        _ => Err(io::Error::other("an answer to another question")),
+        }
+    } else {
+        Err(io::Error::other("an answer to another question"))
     }
 }

@@ -62,7 +62,7 @@ fn later_segments_are_acknowledged_only_once_the_reply_is() {
         let early = peer.frame(peer.segment(500, first, echo), b"X-More: headers\r\n");
         assert!(matches!(bench.run(&early), (Action::Drop, _, Some(Counter::Later))), "{peer:?}");
         let last = first.wrapping_add(101);
-        let late = peer.frame(peer.segment(500, last, echo), b"X-More: headers\r\n");
+        let late = peer.frame(peer.segment(500, last, echo | 1), b"X-More: headers\r\n");
         let (action, frame, counter) = bench.run(&late);
         assert_eq!(counter, Some(Counter::Later));
         if peer.has_timestamps {
@@ -85,17 +85,13 @@ fn a_forged_acknowledgement_gets_nothing() {
         // A cookie's lowest two bits are the segment size, so its neighbours may be valid too.
         for forged in [cookie.wrapping_sub(10), cookie.wrapping_add(10), cookie ^ 0x0080_0000, cookie ^ 0x8000_0000] {
             let frame = peer.frame(peer.segment(0, forged, echo), &get(PATH));
-            let (action, out, counter) = bench.run(&frame);
-            if peer.has_timestamps {
-                assert_eq!((action, out, counter), (Action::Pass, frame, Some(Counter::PassedCookie)));
-            } else {
-                assert_eq!((action, counter), (Action::Drop, Some(Counter::Later)));
-            }
+            let (action, _, counter) = bench.run(&frame);
+            assert_eq!((action, counter), (Action::Drop, Some(Counter::Later)), "{peer:?}");
         }
         if peer.has_timestamps {
             // The right cookie with an echo that is not ours.
             let frame = peer.frame(peer.segment(0, cookie.wrapping_add(1), echo ^ 0x100), &get(PATH));
-            assert_eq!(bench.run(&frame).2, Some(Counter::PassedCookie));
+            assert_eq!(bench.run(&frame), (Action::Pass, frame.clone(), Some(Counter::PassedCookie)));
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::bench::{Action, Bench};
 use crate::peer::{INITIAL, PORT, Peer, Reply};
 use crate::{PATH, bench, get, open};
 
+type Change = fn(&mut TcpHeader);
+
 /// Frames with everything that a connection has: a SYN, a question, a FIN.
 fn frames(bench: &mut Bench, peer: &Peer) -> Vec<Vec<u8>> {
     let (cookie, echo) = open(bench, peer);
@@ -119,7 +121,7 @@ fn odd_flags_and_resets_are_left_to_the_kernel() {
     let mut bench = bench();
     for peer in Peer::all() {
         let (cookie, echo) = open(&mut bench, &peer);
-        let changes: [(fn(&mut TcpHeader), Counter); 7] = [
+        let changes: [(Change, Counter); 7] = [
             (|header| header.ack = false, Counter::PassedShape),
             (
                 |header| (header.ack, header.fin, header.psh, header.urg) = (false, true, true, true),

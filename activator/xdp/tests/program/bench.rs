@@ -33,7 +33,7 @@ impl Bench {
         let mut ebpf = loader.expect("the object loads: these tests take root");
         program(&mut ebpf).load().expect("the verifier takes the program");
         let mut settings: Array<MapData, Settings> = take(&mut ebpf, "SETTINGS");
-        settings.set(0, Settings { seed: SEED }, 0).expect("one element");
+        settings.set(0, Settings { seed: SEED, mark: 0x1234_5678_9abc_def1 }, 0).expect("one element");
         let (answers, listening) = (take(&mut ebpf, "ANSWERS"), take(&mut ebpf, "LISTENING"));
         let (ports, beat, counters) = (take(&mut ebpf, "PORTS"), take(&mut ebpf, "BEAT"), take(&mut ebpf, "COUNTERS"));
         let mut bench = Self { ebpf, answers, listening, ports, beat, counters };

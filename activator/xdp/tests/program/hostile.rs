@@ -7,6 +7,8 @@ use crate::bench::{Action, Bench};
 use crate::peer::{INITIAL, PORT, Peer, Reply};
 use crate::{PATH, bench, get, open};
 
+type Change = fn(&mut TcpHeader);
+
 /// Frames with everything that a connection has: a SYN, a question, a FIN.
 fn frames(bench: &mut Bench, peer: &Peer) -> Vec<Vec<u8>> {
     let (cookie, echo) = open(bench, peer);
@@ -62,7 +64,7 @@ fn later_segments_are_acknowledged_only_once_the_reply_is() {
         let early = peer.frame(peer.segment(500, first, echo), b"X-More: headers\r\n");
         assert!(matches!(bench.run(&early), (Action::Drop, _, Some(Counter::Later))), "{peer:?}");
         let last = first.wrapping_add(101);
-        let late = peer.frame(peer.segment(500, last, echo), b"X-More: headers\r\n");
+        let late = peer.frame(peer.segment(500, last, echo | 1), b"X-More: headers\r\n");
         let (action, frame, counter) = bench.run(&late);
         assert_eq!(counter, Some(Counter::Later));
         if peer.has_timestamps {
@@ -85,17 +87,13 @@ fn a_forged_acknowledgement_gets_nothing() {
         // A cookie's lowest two bits are the segment size, so its neighbours may be valid too.
         for forged in [cookie.wrapping_sub(10), cookie.wrapping_add(10), cookie ^ 0x0080_0000, cookie ^ 0x8000_0000] {
             let frame = peer.frame(peer.segment(0, forged, echo), &get(PATH));
-            let (action, out, counter) = bench.run(&frame);
-            if peer.has_timestamps {
-                assert_eq!((action, out, counter), (Action::Pass, frame, Some(Counter::PassedCookie)));
-            } else {
-                assert_eq!((action, counter), (Action::Drop, Some(Counter::Later)));
-            }
+            let (action, _, counter) = bench.run(&frame);
+            assert_eq!((action, counter), (Action::Drop, Some(Counter::Later)), "{peer:?}");
         }
         if peer.has_timestamps {
             // The right cookie with an echo that is not ours.
             let frame = peer.frame(peer.segment(0, cookie.wrapping_add(1), echo ^ 0x100), &get(PATH));
-            assert_eq!(bench.run(&frame).2, Some(Counter::PassedCookie));
+            assert_eq!(bench.run(&frame), (Action::Pass, frame.clone(), Some(Counter::PassedCookie)));
         }
     }
 }
@@ -123,7 +121,7 @@ fn odd_flags_and_resets_are_left_to_the_kernel() {
     let mut bench = bench();
     for peer in Peer::all() {
         let (cookie, echo) = open(&mut bench, &peer);
-        let changes: [(fn(&mut TcpHeader), Counter); 7] = [
+        let changes: [(Change, Counter); 7] = [
             (|header| header.ack = false, Counter::PassedShape),
             (
                 |header| (header.ack, header.fin, header.psh, header.urg) = (false, true, true, true),

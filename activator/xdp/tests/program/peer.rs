@@ -147,11 +147,13 @@ impl Reply {
         assert_eq!(tcp.checksum(), checksum, "TCP checksum");
         let (mut timestamp, mut segment) = (None, None);
         for option in tcp.options_iterator() {
-            match option.expect("a whole option") {
-                etherparse::TcpOptionElement::Timestamp(ours, theirs) => timestamp = Some((ours, theirs)),
-                etherparse::TcpOptionElement::MaximumSegmentSize(size) => segment = Some(size),
-                etherparse::TcpOptionElement::Noop => {}
-                other => panic!("{other:?}"),
+            let option = option.expect("a whole option");
+            if let etherparse::TcpOptionElement::Timestamp(ours, theirs) = option {
+                timestamp = Some((ours, theirs));
+            } else if let etherparse::TcpOptionElement::MaximumSegmentSize(size) = option {
+                segment = Some(size);
+            } else {
+                assert_eq!(option, etherparse::TcpOptionElement::Noop);
             }
         }
         assert_eq!(timestamp.is_some(), peer.has_timestamps);

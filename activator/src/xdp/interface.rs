@@ -92,13 +92,14 @@ fn ask(name: &str) -> io::Result<Option<LinkMessage>> {
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
-    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = answer.payload {
+    let payload = answer.payload;
+    if let NetlinkPayload::Error(error) = &payload {
+        let error = error.to_io();
+        let is_unknown = error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error());
+        return if is_unknown { Ok(None) } else { Err(error) };
+    }
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = payload {
         Ok(Some(link))
-    } else if let NetlinkPayload::Error(error) = answer.payload {
-        match error.to_io() {
-            error if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-            error => Err(error),
-        }
     } else {
         Err(io::Error::other("an answer to another question"))
     }

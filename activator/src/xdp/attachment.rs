@@ -95,8 +95,13 @@ mod with_program {
 
     impl Attachment {
         pub(super) fn with_program(config: &XdpConfig) -> Self {
-            let loaded = Program::load(config.max_entries);
-            let attachment = match loaded {
+            let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+            if has_own_boottime(&offsets) {
+                let why = "this process is in a time namespace: the kernel's program has another clock";
+                tracing::warn!(why, "the kernel answers no health check; this process does");
+                return Self::without(config, Some(why.to_owned()));
+            }
+            let attachment = match Program::load(config.max_entries) {
                 Ok((program, maps, counters)) => {
                     Self::attach(config, Loaded { program, maps, counters: Arc::new(counters) })
                 }
@@ -147,11 +152,58 @@ mod with_program {
         }
     }
 
+    /// Whether this process's `CLOCK_BOOTTIME` is not the kernel's (time_namespaces(7)): a sign of life from the future would
+    /// be good for too long. A kernel without such namespaces has no such file.
+    fn has_own_boottime(offsets: &str) -> bool {
+        let boottime = offsets.lines().filter_map(|line| line.trim_start().strip_prefix("boottime"));
+        boottime.flat_map(str::split_whitespace).any(|part| part != "0")
+    }
+
     /// An error with its causes. Those of the loader say it in their own words already.
     fn chain(error: &(dyn Error + 'static)) -> String {
         match error.downcast_ref::<super::super::program::LoadError>() {
             Some(told) => told.to_string(),
             None => error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_time_namespace_is_seen_by_its_offset() {
+            assert!(!has_own_boottime(""));
+            assert!(!has_own_boottime("monotonic           0         0\nboottime            0         0\n"));
+            assert!(!has_own_boottime("monotonic           5         0\nboottime            0         0\n"));
+            for offset in ["boottime        86400         0\n", "boottime            0        -7\n"] {
+                assert!(has_own_boottime(offset), "{offset}");
+            }
+        }
+
+        #[test]
+        fn an_interface_that_is_not_there_leaves_its_answers_to_this_process() {
+            let config = |mode, interfaces: &[(&str, Mode)]| XdpConfig {
+                listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+                mode,
+                interfaces: interfaces.iter().map(|(name, mode)| ((*name).to_owned(), *mode)).collect(),
+                probes: Vec::new(),
+                ttl: std::time::Duration::from_secs(2),
+                max_entries: 16,
+            };
+            // With or without the rights to load it.
+            let made =
+                std::thread::spawn(move || Attachment::make(&config(Mode::Auto, &[("no-such-one", Mode::Auto)])));
+            let Attachment { outcome, kernel } = made.join().expect("no panic");
+            assert!(kernel.is_none() && outcome.why.is_some() && outcome.program.is_none(), "{outcome:?}");
+            assert_eq!(
+                outcome.interfaces,
+                [view("no-such-one", Mode::Auto, Serving::Userspace, outcome.interfaces[0].why.clone())]
+            );
+            let outcome = Attachment::make(&config(Mode::Auto, &[])).outcome;
+            assert!(outcome.why.is_some_and(|why| why.contains("--xdp-interface")));
+            let outcome = Attachment::make(&config(Mode::Off, &[("lo", Mode::Off)])).outcome;
+            assert_eq!((outcome.why, outcome.interfaces[0].serving), (None, Serving::Userspace));
         }
     }
 }

@@ -59,11 +59,16 @@ impl Interface {
                 interface.kind = kind.map(InfoKind::to_string);
             } else if let LinkAttribute::Xdp(parts) = attribute {
                 // One program has its number under this name, several (native and generic) each under its own.
-                interface.program = parts.iter().find_map(|part| match part {
-                    LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+                interface.program = parts.iter().find_map(|part| {
+                    if let LinkXdp::ProgId(id)
+                    | LinkXdp::DrvProgId(id)
+                    | LinkXdp::SkbProgId(id)
+                    | LinkXdp::HwProgId(id) = part
+                    {
                         Some(*id).filter(|id| *id != 0)
+                    } else {
+                        None
                     }
-                    _ => None,
                 });
             }
         }
@@ -87,12 +92,15 @@ fn ask(name: &str) -> io::Result<Option<LinkMessage>> {
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).map_err(io::Error::other)?;
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
-        NetlinkPayload::Error(error) => match error.to_io() {
-            error if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-            error => Err(error),
-        },
-        _ => Err(io::Error::other("an answer to another question")),
+    let payload = answer.payload;
+    if let NetlinkPayload::Error(error) = &payload {
+        let error = error.to_io();
+        let is_unknown = error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error());
+        return if is_unknown { Ok(None) } else { Err(error) };
+    }
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = payload {
+        Ok(Some(link))
+    } else {
+        Err(io::Error::other("an answer to another question"))
     }
 }

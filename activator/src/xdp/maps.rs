@@ -182,9 +182,12 @@ fn removed(map: &'static str, result: Result<(), MapError>) -> Result<(), MapFau
 }
 
 fn errno(error: &MapError) -> Option<Errno> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error().map(Errno::from_raw_os_error),
-        MapError::IoError(error) => error.raw_os_error().map(Errno::from_raw_os_error),
-        _ => None,
-    }
+    let error = if let MapError::SyscallError(error) = error {
+        &error.io_error
+    } else if let MapError::IoError(error) = error {
+        error
+    } else {
+        return None;
+    };
+    error.raw_os_error().map(Errno::from_raw_os_error)
 }

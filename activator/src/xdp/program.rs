@@ -81,7 +81,7 @@ pub enum AttachError {
         reason: String,
         /// What the kernel said.
         #[source]
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
 }
 
@@ -158,7 +158,7 @@ impl Program {
             interface: interface.name.clone(),
             way,
             reason: attach_reason(&source),
-            source,
+            source: Box::new(source),
         })
     }
 }

@@ -21,7 +21,7 @@ const SPLIT_PATIENCE: Duration = Duration::from_secs(2);
 fn in_both(test: impl AsyncFn(&mut Ground) -> Result<()> + Send + Sync) -> Result<()> {
     for mode in Mode::PROGRAM {
         GroundSpec::new(mode).run(async |ground| {
-            ground.ready("web").await?;
+            ground.lasting("web").await?;
             ground.unready("cold").await?;
             let before = left(ground)?;
             test(ground).await?;
@@ -155,7 +155,7 @@ fn eight_kilobytes_of_headers_change_no_answer() -> Result<()> {
     for mode in Mode::PROGRAM {
         for mtu in [1500, 9000] {
             GroundSpec { mtu, ..GroundSpec::new(mode) }.run(async |ground| {
-                ground.ready("web").await?;
+                ground.lasting("web").await?;
                 ground.unready("cold").await?;
                 let before = left(ground)?;
                 for server in ground.servers() {

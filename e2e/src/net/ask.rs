@@ -18,7 +18,7 @@ use super::tools::output;
 /// When it got none.
 pub async fn curl(pair: &Pair, to: SocketAddr, path: &str) -> Result<(u16, String)> {
     let url = format!("http://{to}{path}");
-    let arguments = ["--silent", "--show-error", "--max-time", "5", "--write-out", "\n%{http_code}", &url];
+    let arguments = ["--silent", "--show-error", "--globoff", "--max-time", "5", "--write-out", "\n%{http_code}", &url];
     let said = pair.client.run("curl", &arguments).await?;
     let (body, status) = said.rsplit_once('\n').context("curl says nothing")?;
     Ok((status.parse()?, body.to_owned()))

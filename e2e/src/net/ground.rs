@@ -14,7 +14,7 @@ use super::ask;
 use super::pair::{DEVICE, Pair, servers};
 use crate::activator::{Activator, ActivatorSpec};
 use crate::eventually::eventually;
-use crate::proxy::stage::{Stage, StagePod};
+use crate::proxy::stage::{Stage, StagePod, nowhere, running_ready};
 
 /// Where readiness is asked for.
 pub const PORT: u16 = 8099;
@@ -193,13 +193,25 @@ impl Ground {
         Ok(pod)
     }
 
+    /// A Service with one pod that is ready by the API server's word, which holds while no sidecar says anything, once the
+    /// answer is 200.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn lasting(&self, service: &str) -> Result<()> {
+        self.stage.create_service(self.stage.service(service)).await?;
+        let spec = self.stage.pod_spec(service, &format!("{service}-0"));
+        self.stage.create_pod(spec, &running_ready(nowhere())).await?;
+        self.until(&self.path(service), 200).await
+    }
+
     /// A Service with one pod that is not ready, once the answer is 503.
     ///
     /// # Errors
     /// When it is not.
     pub async fn unready(&self, service: &str) -> Result<StagePod> {
         self.stage.create_service(self.stage.service(service)).await?;
-        let pod = self.stage.pod_at(service, &format!("{service}-0"), crate::proxy::stage::nowhere()).await?;
+        let pod = self.stage.pod_at(service, &format!("{service}-0"), nowhere()).await?;
         self.until(&self.path(service), 503).await?;
         Ok(pod)
     }

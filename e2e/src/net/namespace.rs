@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,6 +20,8 @@ pub struct Namespace {
     // Ended before the folder that it logs into.
     holder: Process,
     folder: TempDir,
+    /// Programs so far.
+    started: AtomicU32,
 }
 
 impl Namespace {
@@ -32,7 +35,7 @@ impl Namespace {
         let holder = Process::start(Path::new("unshare"), &folder.path().join("holder.log"), |command| {
             command.args(["--net", "--", "sleep", "infinity"]);
         })?;
-        let namespace = Self { holder, folder };
+        let namespace = Self { holder, folder, started: AtomicU32::new(0) };
         let ours = fs::read_link("/proc/self/ns/net")?;
         eventually("the namespace is there", async || {
             ensure!(namespace.holder.is_running(), "no namespace: {}", namespace.holder.log_tail());
@@ -82,7 +85,8 @@ impl Namespace {
     /// # Errors
     /// When it cannot be started.
     pub fn start(&self, name: &str, arguments: &[&str], cores: Option<&str>) -> Result<Process> {
-        let log = self.folder.path().join(format!("{}.log", name.rsplit('/').next().unwrap_or(name)));
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let log = self.folder.path().join(format!("{}-{number}.log", name.rsplit('/').next().unwrap_or(name)));
         let path = self.path();
         Process::start(Path::new("nsenter"), &log, |command| {
             command.arg(format!("--net={}", path.display())).arg("--");

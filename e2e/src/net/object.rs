@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use object::write::{Object, Symbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
 
-/// The section that holds it.
-pub const SECTION: &str = "xdp";
+/// The section that holds it; its name says that frames in several pieces are no trouble.
+pub const SECTION: &str = "xdp.frags";
 
 /// `r0 = 2` (XDP_PASS), `exit`: `include/uapi/linux/bpf.h`.
 const PASS: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];

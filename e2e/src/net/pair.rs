@@ -74,6 +74,8 @@ impl Pair {
                 namespace.run("ip", &neighbour).await?;
             }
         }
+        // Whoever else there is, the client's end has sent it.
+        pair.server.run("ip", &["route", "add", "default", "via", &CLIENT.to_string()]).await?;
         Ok(pair)
     }
 
@@ -102,6 +104,22 @@ impl Pair {
             end.run("ethtool", &[&["-K", DEVICE], switches].concat()).await?;
         }
         Ok(())
+    }
+
+    /// Packets that either end has not taken, for want of room.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub async fn dropped(&self) -> Result<u64> {
+        let mut dropped = 0;
+        for end in [&self.client, &self.server] {
+            let said = end.run("ip", &["-statistics", "-json", "link", "show", DEVICE]).await?;
+            let said: serde_json::Value = serde_json::from_str(&said)?;
+            for way in ["rx", "tx"] {
+                dropped += said[0]["stats64"][way]["dropped"].as_u64().context("no count")?;
+            }
+        }
+        Ok(dropped)
     }
 
     /// Connects from the client's namespace. Whatever is done with the connection, it does not take longer than `patience` either.

@@ -71,14 +71,16 @@ fn the_kubelet_s_prober_finds_success_and_failure() -> Result<()> {
 fn wrk_gets_nothing_but_200_and_leaves_nothing_behind() -> Result<()> {
     everywhere(async |ground| {
         ground.ready("web").await?;
+        // All but LISTEN.
+        let states = ["01", "02", "03", "04", "05", "06", "07", "08", "09", "0B", "0C"];
+        // The activator may have served some itself before there were answers.
+        let before = ground.pair.server.sockets(PORT, &states)?;
         for server in ground.servers() {
             let seen = wrk(&ground.pair, server, &ground.path("web"), 16, 1, None).await?;
             ensure!(seen.answers > 100 && seen.refusals == 0 && seen.errors == 0, "{seen:?}");
         }
         if ground.spec.mode != Mode::Userspace {
-            // All but LISTEN.
-            let states = ["01", "02", "03", "04", "05", "06", "07", "08", "09", "0B", "0C"];
-            assert_eq!(ground.pair.server.sockets(PORT, &states)?, 0);
+            ensure!(ground.pair.server.sockets(PORT, &states)? <= before, "sockets are left");
         }
         Ok(())
     })

@@ -133,7 +133,7 @@ fn what_is_no_probe_passes_untouched() -> Result<()> {
         let server = ground.pair.server.start("iperf3", &["--server"], None)?;
         eventually("iperf3 listens", async || Ok((ground.pair.server.sockets(5201, &["0A"])? > 0).then_some(())))
             .await?;
-        for direction in ["--verbose", "--reverse"] {
+        for direction in ["--no-delay", "--reverse"] {
             let address = SERVER.to_string();
             let said =
                 ground.pair.client.run("iperf3", &["--client", &address, "--bytes", "8M", "--json", direction]).await?;

@@ -84,7 +84,7 @@ impl Contender {
             spec.run_with(
                 |activator| activator.flag("log", "warn"),
                 async move |ground| {
-                    let _pod = ground.ready(SERVICE).await?;
+                    ground.lasting(SERVICE).await?;
                     let process = ground.activator().id().context("the activator has ended")?;
                     tell.send((Arc::clone(&ground.pair), ground.path(SERVICE), process))?;
                     // Until nobody needs it.

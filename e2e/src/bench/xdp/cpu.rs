@@ -23,7 +23,7 @@ use crate::net::pair::DEVICE;
 
 const SECONDS: u32 = 2;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 
 /// `USER_HZ`: the unit of `/proc/stat`.
 const TICKS_A_SECOND: f64 = 100.0;

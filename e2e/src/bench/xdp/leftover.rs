@@ -24,9 +24,13 @@ pub(super) async fn measure(nginx: &Contender, ours: &Contender) -> Result<Vec<R
     let mut left = Vec::new();
     for contender in [ours, nginx] {
         progress(&format!("{PROBES} probes of {}", contender.who.name()));
-        contender.probe(AT_ONCE, PROBES, SECONDS, None).await?.whole()?;
         let server = &contender.pair.server;
-        left.push((server.sockets(PORT, &[TIME_WAIT])?, server.sockets(PORT, &OTHERS)?));
+        let count = || Ok::<_, anyhow::Error>((server.sockets(PORT, &[TIME_WAIT])?, server.sockets(PORT, &OTHERS)?));
+        // Of before, which end one after the other.
+        let before = count()?;
+        contender.probe(AT_ONCE, PROBES, SECONDS, None).await?.whole()?;
+        let after = count()?;
+        left.push((after.0.saturating_sub(before.0), after.1.saturating_sub(before.1)));
     }
     let name = ours.who.name();
     let mut row = Row::new(format!("TIME_WAIT left by {PROBES} probes, {name}"), "", left[0].0 as f64).bounds(0.0, 0.0);

@@ -14,7 +14,7 @@ use crate::net::ground::Mode;
 
 const SECONDS: f64 = 2.0;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Turns the kernel's count on for as long as it lives.
 struct Counting(String);

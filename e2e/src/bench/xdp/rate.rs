@@ -17,7 +17,7 @@ pub(super) const AT_ONCE: usize = 8;
 /// Seconds of a round.
 const SECONDS: u32 = 2;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 
 #[derive(Default)]
 struct Rounds {

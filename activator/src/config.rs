@@ -93,6 +93,10 @@ pub enum Command {
     Xdp(crate::xdp::show::MapArgs),
     /// Mint a pod-bound token with the local issuer key of standalone mode.
     Token(TokenArgs),
+    /// Add the sidecar to manifests: prints them with it.
+    Inject(Box<crate::inject::command::InjectArgs>),
+    /// Answer admission reviews: add the sidecar to pods as they are created.
+    Webhook(Box<crate::webhook::WebhookArgs>),
 }
 
 /// Flags of the activator itself. All are texts here, so that every fault can be told at once.
@@ -203,16 +207,23 @@ pub struct RunArgs {
     /// How often from then on.
     #[arg(long, env = "PODLIGHT_HEARTBEAT_CONFIRMED", default_value = HEARTBEAT_CONFIRMED)]
     heartbeat_confirmed: String,
+    #[command(flatten)]
+    log: LogArgs,
+    #[command(flatten)]
+    proxy: ProxyArgs,
+    #[command(flatten)]
+    xdp: XdpArgs,
+}
+
+/// Flags of whatever runs for long.
+#[derive(Debug, ArgGroup)]
+pub struct LogArgs {
     /// What is logged: a level, or target=level, separated by commas.
     #[arg(long, env = "PODLIGHT_LOG", default_value = "info")]
     log: String,
     /// text or json.
     #[arg(long, env = "PODLIGHT_LOG_FORMAT", default_value = "json")]
     log_format: String,
-    #[command(flatten)]
-    proxy: ProxyArgs,
-    #[command(flatten)]
-    xdp: XdpArgs,
 }
 
 /// Flags of `podlight-activator token`.
@@ -332,22 +343,27 @@ impl fmt::Display for Faults {
 }
 
 impl Faults {
-    fn add(&mut self, flag: &str, fault: impl fmt::Display) {
+    pub(crate) fn add(&mut self, flag: &str, fault: impl fmt::Display) {
         self.0.push(format!("--{flag}: {fault}"));
     }
 
     /// Takes the value, or notes the fault and goes on without.
-    fn note<T>(&mut self, flag: &str, result: Result<T, impl fmt::Display>) -> Option<T> {
+    pub(crate) fn note<T>(&mut self, flag: &str, result: Result<T, impl fmt::Display>) -> Option<T> {
         result.map_err(|fault| self.add(flag, fault)).ok()
     }
 
-    fn each(&mut self, flag: &str, texts: &[String], check: impl Fn(&str) -> Result<(), &'static str>) -> Vec<String> {
+    pub(crate) fn each(
+        &mut self,
+        flag: &str,
+        texts: &[String],
+        check: impl Fn(&str) -> Result<(), &'static str>,
+    ) -> Vec<String> {
         let texts = texts.iter().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         texts.filter(|text| self.note(flag, check(text).map_err(|e| format!("{text:?} {e}"))).is_some()).collect()
     }
 
     /// The value, unless anything is wrong.
-    fn or<T>(self, value: Option<T>) -> Result<T, Self> {
+    pub(crate) fn or<T>(self, value: Option<T>) -> Result<T, Self> {
         value.filter(|_| self.0.is_empty()).ok_or(self)
     }
 }
@@ -376,7 +392,7 @@ impl RunArgs {
         let requests = self.proxy.check(limits, faults);
         let xdp = self.xdp.check(faults);
         let shutdown_delay = faults.note("shutdown-delay", span(&self.shutdown_delay));
-        let log = self.log(faults);
+        let log = self.log.check(faults);
         if let (Some(listen), Some(admin)) = (listen, admin_listen)
             && listen == admin
             && SocketAddr::port(&listen) != 0
@@ -526,8 +542,10 @@ impl RunArgs {
             timeouts: Timeouts { head: head?, ..Timeouts::default() },
         })
     }
+}
 
-    fn log(&self, faults: &mut Faults) -> Option<LogConfig> {
+impl LogArgs {
+    pub(crate) fn check(&self, faults: &mut Faults) -> Option<LogConfig> {
         let targets = faults.note("log", self.log.parse().map_err(|e| format!("{:?} {e}", self.log)));
         let format = LogFormat::from_str(&self.log_format, true).map_err(|_| "must be text or json");
         let format = faults.note("log-format", format);
@@ -575,11 +593,11 @@ impl TryFrom<TokenArgs> for TokenConfig {
     }
 }
 
-fn parsed<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, String> {
+pub(crate) fn parsed<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{text:?} {otherwise}"))
 }
 
-fn on_or_off(text: &str) -> Result<bool, String> {
+pub(crate) fn on_or_off(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),
@@ -594,7 +612,7 @@ fn count(text: &str) -> Result<usize, String> {
 }
 
 /// A span in which something can happen.
-fn timeout(text: &str) -> Result<Duration, String> {
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
     span(text).and_then(|span| if span.is_zero() { Err("must not be zero".to_owned()) } else { Ok(span) })
 }
 
@@ -603,7 +621,7 @@ fn seconds(span: Duration) -> String {
 }
 
 /// `<number><ms|s|m|h>`.
-fn span(text: &str) -> Result<Duration, String> {
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let unit_ms = match unit {
         "ms" => Some(1),
@@ -638,7 +656,7 @@ fn written(rate: Rate) -> String {
     format!("{}:{}", rate.per_second, rate.burst)
 }
 
-fn base_url(text: &str) -> Result<(), &'static str> {
+pub(crate) fn base_url(text: &str) -> Result<(), &'static str> {
     let url: Option<Uri> = text.parse().ok();
     let valid = url.is_some_and(|url| {
         matches!(url.scheme_str(), Some("http" | "https"))
@@ -649,13 +667,13 @@ fn base_url(text: &str) -> Result<(), &'static str> {
     if valid { Ok(()) } else { Err("must be http(s)://<host>[:<port>]") }
 }
 
-fn dns_name_or_address(text: &str) -> Result<(), &'static str> {
+pub(crate) fn dns_name_or_address(text: &str) -> Result<(), &'static str> {
     let dns = |name: &str| rustls::pki_types::DnsName::try_from(name.strip_prefix("*.").unwrap_or(name)).is_ok();
     if text.parse::<IpAddr>().is_ok() || dns(text) { Ok(()) } else { Err("must be a DNS name or an IP address") }
 }
 
 /// `[<dns name>/]<name>` as Kubernetes writes label keys.
-fn label_key(text: &str) -> Result<(), &'static str> {
+pub(crate) fn label_key(text: &str) -> Result<(), &'static str> {
     let name = text.rsplit_once('/').map_or(text, |(_, name)| name);
     let valid = (1..=63).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))

@@ -1,5 +1,5 @@
-//! `podlight-activator`: reads its configuration and serves, shows a running activator's table, or mints a token
-//! for standalone mode.
+//! `podlight-activator`: reads its configuration and serves, shows a running activator's table, mints a token for standalone
+//! mode, or adds sidecars to manifests.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};
@@ -12,6 +12,8 @@ use clap::Parser as _;
 use futures::Stream;
 use podlight_activator::cluster::token::IssuerKey;
 use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
+use podlight_activator::inject::command::{self, InjectArgs};
+use podlight_activator::webhook::{self, WebhookConfig};
 use podlight_activator::xdp::{self, attachment::Attachment};
 use podlight_activator::{activator, status, telemetry};
 use tokio::runtime::Builder;
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => show(status::run(&args, io::stdout())),
         Some(Command::Xdp(args)) => show(xdp::show::run(&args, io::stdout())),
         Some(Command::Token(args)) => TokenConfig::try_from(args).map_err(Into::into).and_then(mint),
+        Some(Command::Inject(args)) => return inject(&args),
+        Some(Command::Webhook(args)) => WebhookConfig::try_from(*args).map_err(Into::into).and_then(answer_reviews),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,6 +56,14 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     runtime.block_on(async { activator::run(config, attachment, metrics, signals()?).await.map_err(Into::into) })
 }
 
+fn answer_reviews(config: WebhookConfig) -> anyhow::Result<()> {
+    telemetry::start_log(config.log.targets.clone(), config.log.format)?;
+    install_crypto()?;
+    let metrics = telemetry::start_metrics()?;
+    let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
+    runtime.block_on(async { Ok(webhook::run(config, metrics, signals()?).await?) })
+}
+
 /// Runs a client of an activator.
 fn show<E: Into<anyhow::Error>>(client: impl Future<Output = Result<(), E>>) -> anyhow::Result<()> {
     install_crypto()?;
@@ -63,6 +75,18 @@ fn mint(config: TokenConfig) -> anyhow::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     let token = IssuerKey::load_or_create(&config.issuer_key)?.mint(&config.request, now)?;
     Ok(writeln!(io::stdout(), "{token}")?)
+}
+
+fn inject(args: &InjectArgs) -> ExitCode {
+    let injected = command::run(args, io::stdin(), io::stdout(), io::stderr());
+    injected.map_or_else(
+        |error| {
+            let code = error.exit_code();
+            failed(error.into());
+            ExitCode::from(code)
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }
 
 fn install_crypto() -> anyhow::Result<()> {

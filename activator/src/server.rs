@@ -32,7 +32,7 @@ pub(crate) mod paced;
 mod service;
 pub(crate) mod stream;
 pub mod tls;
-mod validity;
+pub(crate) mod validity;
 
 use connections::{Admitted, Connection, Connections};
 use service::Requests;

@@ -1,7 +1,7 @@
 //! What the end-to-end tests stand on: a real API server, the real binaries as processes, and hands to move and read them
 //! with. No test lives here and nothing is believed without being looked at; what waits, waits for a condition.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ pub mod scene;
 pub mod sender;
 pub mod sidecar;
 pub mod simulation;
+pub mod webhook;
 
 /// How long a single request may take: longer than any of an activator's own deadlines.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,6 +56,16 @@ fn client_builder() -> ClientBuilder {
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .timeout(REQUEST_TIMEOUT)
+}
+
+/// The objects of a file of YAML manifests, its path beginning at the checkout.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn manifests(path: &Path) -> Result<Vec<serde_json::Value>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    serde_saphyr::from_multiple(&text).with_context(|| path.display().to_string())
 }
 
 /// One of our binaries, in the target folder that this test or benchmark was built into.

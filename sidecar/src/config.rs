@@ -47,13 +47,15 @@ pub struct Args {
 pub enum Command {
     /// For preStop: have the running sidecar announce the drain, wait until the replicas know, and hold.
     Drain(DrainArgs),
+    /// For a startupProbe: whether the running sidecar answers.
+    Check(CheckArgs),
 }
 
 /// Flags of the sidecar itself. All are texts here, so that every fault can be told at once.
 #[derive(Debug, ArgGroup)]
 pub struct RunArgs {
-    /// A probe: `<http|https|tcp|grpc>://[address]:<port>[/path or /service][?period=1s&timeout=1s&failure=3&success=1&header=Name:value]`.
-    /// Repeat for more: the pod is ready when all pass. Without an address the pod's own is asked, as the kubelet does.
+    /// A probe: `<http|https|tcp|grpc>://[address]:<port>[/path or /service][?period=1s&timeout=1s&failure=3&success=1&once&header=Name:value]`.
+    /// Repeat for more: the pod is ready when all pass; one with `once` needs to pass but once. Headers are percent-decoded. Without an address the pod's own is asked, as the kubelet does.
     #[arg(long, env = "PODLIGHT_PROBES", value_delimiter = ' ')]
     probe: Vec<String>,
     /// Base URL of an activator replica; repeat or separate by commas for several. Instead of DNS.
@@ -122,6 +124,19 @@ pub struct DrainArgs {
     /// How long to wait until the replicas have acknowledged.
     #[arg(long, env = "PODLIGHT_DRAIN_DEADLINE", default_value = "2s")]
     deadline: String,
+    #[command(flatten)]
+    running: RunningArgs,
+}
+
+/// Flags of `check`.
+#[derive(Debug, ArgGroup)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    running: RunningArgs,
+}
+
+#[derive(Debug, ArgGroup)]
+struct RunningArgs {
     /// The running sidecar's admin address.
     #[arg(long, env = "PODLIGHT_ADMIN_LISTEN", default_value = "0.0.0.0:9402")]
     admin_listen: String,
@@ -186,10 +201,17 @@ pub struct DrainConfig {
     pub hold: Duration,
     /// How long to wait for the replicas.
     pub deadline: Duration,
-    /// Where the running sidecar listens.
+    /// The sidecar to ask.
+    pub running: Running,
+}
+
+/// Where the running sidecar is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// The address that it listens on.
     pub admin: SocketAddr,
-    /// Or on this unix socket.
-    pub admin_socket: Option<PathBuf>,
+    /// Its unix socket, which is asked instead.
+    pub socket: Option<PathBuf>,
 }
 
 /// Everything that is wrong with a configuration, each with the flag to mend.
@@ -338,13 +360,27 @@ impl TryFrom<DrainArgs> for DrainConfig {
         let mut faults = Faults::default();
         let hold = faults.note("hold", duration::parse(&args.hold));
         let deadline = faults.note("deadline", duration::parse(&args.deadline));
-        let admin = faults.note("admin-listen", socket_address(&args.admin_listen));
-        match (hold, deadline, admin) {
-            (Some(hold), Some(deadline), Some(admin)) => {
-                Ok(Self { hold, deadline, admin, admin_socket: args.admin_socket })
-            }
+        let running = args.running.check(&mut faults);
+        match (hold, deadline, running) {
+            (Some(hold), Some(deadline), Some(running)) => Ok(Self { hold, deadline, running }),
             _ => Err(faults),
         }
+    }
+}
+
+impl TryFrom<CheckArgs> for Running {
+    type Error = Faults;
+
+    fn try_from(args: CheckArgs) -> Result<Self, Faults> {
+        let mut faults = Faults::default();
+        args.running.check(&mut faults).ok_or(faults)
+    }
+}
+
+impl RunningArgs {
+    fn check(self, faults: &mut Faults) -> Option<Running> {
+        let admin = faults.note("admin-listen", socket_address(&self.admin_listen))?;
+        Some(Running { admin, socket: self.admin_socket })
     }
 }
 

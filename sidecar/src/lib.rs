@@ -5,10 +5,12 @@
 
 pub mod admin;
 pub mod announcer;
+pub mod check;
 pub mod config;
 pub mod drain;
 mod duration;
 mod file;
+mod local;
 pub mod probe;
 pub mod publisher;
 pub mod readiness;

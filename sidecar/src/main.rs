@@ -1,4 +1,4 @@
-//! `podlight-sidecar`: reads its configuration and runs, or asks the running one to drain.
+//! `podlight-sidecar`: reads its configuration and runs, or asks the running one to drain or whether it is there.
 
 use std::fmt::Display;
 use std::io::{IsTerminal as _, Write as _};
@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use podlight_sidecar::admin::install_metrics;
-use podlight_sidecar::config::{Args, Command, Config, DrainConfig, EXIT_CONFIG, Log};
-use podlight_sidecar::{drain, sidecar};
+use podlight_sidecar::config::{Args, Command, Config, DrainConfig, EXIT_CONFIG, Log, Running};
+use podlight_sidecar::{check, drain, sidecar};
 use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -28,6 +28,10 @@ fn main() -> ExitCode {
             Ok(config) => request_drain(&config),
             Err(faults) => return misconfigured(faults),
         },
+        Some(Command::Check(args)) => match Running::try_from(args) {
+            Ok(running) => request_check(&running),
+            Err(faults) => return misconfigured(faults),
+        },
     };
     result.map_or_else(failed, |()| ExitCode::SUCCESS)
 }
@@ -42,6 +46,10 @@ fn run(config: Config) -> anyhow::Result<()> {
 fn request_drain(config: &DrainConfig) -> anyhow::Result<()> {
     runtime()?.block_on(drain::request::run(config, std::io::stdout()));
     Ok(())
+}
+
+fn request_check(running: &Running) -> anyhow::Result<()> {
+    Ok(runtime()?.block_on(check::run(running))?)
 }
 
 fn runtime() -> anyhow::Result<Runtime> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use ::http::{HeaderName, HeaderValue};
 use metrics::{counter, histogram};
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -48,6 +49,8 @@ pub struct Probe {
     pub timeout: Duration,
     /// How many results in a row count.
     pub thresholds: Thresholds,
+    /// Whether it has passed for good once it has passed, as a startupProbe has.
+    pub once: bool,
 }
 
 /// What a probe asks.
@@ -78,7 +81,9 @@ pub enum ProbeError {
     #[error("must be <http|https|tcp|grpc>://[address]:<port>[/path], the address an IP address or localhost")]
     Target,
     /// An option that there is not, or a value that it does not take.
-    #[error("{0}: the options are period, timeout (durations above 0), failure, success (from 1), header (name:value)")]
+    #[error(
+        "{0}: the options are period, timeout (durations above 0), failure, success (from 1), once, header (name:value)"
+    )]
     Option(String),
 }
 
@@ -104,8 +109,9 @@ pub(crate) enum Failure {
 impl FromStr for Probe {
     type Err = ProbeError;
 
-    /// Reads `scheme://[address]:port[/path][?options]`. The options `period`, `timeout`, `failure`, `success` and
-    /// `header` are the probe's; of an http path, whatever else is in the query is the app's.
+    /// Reads `scheme://[address]:port[/path][?options]`. The options `period`, `timeout`, `failure`, `success`, `once`
+    /// and `header` are the probe's; of an http path, whatever else is in the query is the app's. A header is
+    /// percent-decoded, so that it may hold a space or an `&`.
     fn from_str(text: &str) -> Result<Self, ProbeError> {
         let (scheme, rest) = text.split_once("://").ok_or(ProbeError::Target)?;
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -125,7 +131,7 @@ impl FromStr for Probe {
             _ => return Err(ProbeError::Target),
         };
         let thresholds = Thresholds { success: NonZeroU32::MIN, failure: FAILURES };
-        let mut probe = Self { target, host, port, period: PERIOD, timeout: TIMEOUT, thresholds };
+        let mut probe = Self { target, host, port, period: PERIOD, timeout: TIMEOUT, thresholds, once: false };
         probe.take_options(query)?;
         Ok(probe)
     }
@@ -142,6 +148,7 @@ impl Probe {
                 ("timeout", _) => span().map(|timeout| self.timeout = timeout),
                 ("failure", _) => value.parse().ok().map(|n| self.thresholds.failure = n),
                 ("success", _) => value.parse().ok().map(|n| self.thresholds.success = n),
+                ("once", _) => value.is_empty().then(|| self.once = true),
                 ("header", Target::Http { headers, .. }) => header(value).map(|header| headers.push(header)),
                 (_, Target::Http { .. }) => {
                     others.push(option);
@@ -195,6 +202,7 @@ impl Probe {
 }
 
 fn header(text: &str) -> Option<(HeaderName, HeaderValue)> {
+    let text = percent_decode_str(text).decode_utf8().ok()?;
     let (name, value) = text.split_once(':')?;
     Some((name.parse().ok()?, value.trim().parse().ok()?))
 }
@@ -239,6 +247,9 @@ pub async fn run(
             false
         });
         let passing = announcer.probed(index, passed);
+        if probe.once && passing {
+            return std::future::pending().await;
+        }
         sleep_until(begun + pace.after(passed, passing)).await;
     }
 }

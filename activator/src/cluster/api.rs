@@ -252,7 +252,7 @@ impl Api {
 }
 
 /// Whether an object can be called this (RFC 1123 subdomain): it can then be a segment of a path.
-pub(super) fn is_object_name(text: &str) -> bool {
+pub(crate) fn is_object_name(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
     let outer = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     text.len() <= 253 && text.bytes().all(inner) && outer(text.bytes().next()) && outer(text.bytes().last())

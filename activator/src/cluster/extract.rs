@@ -10,11 +10,9 @@ use podlight_proto::{PodRef, PodUid, ShapeError};
 
 use super::health::Kind;
 use super::watch::Subject;
+use crate::inject;
 use crate::table::entry::{ContainerPort, Labels, Observation, Phase, Protocol, ReadyCondition};
 use crate::table::{Change, Update};
-
-/// Name of Podlight's own container, whose probes say nothing of the app.
-pub(super) const SIDECAR_CONTAINER: &str = "podlight-sidecar";
 
 /// The labels that may tell a pod's revision, in the order in which they are looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +35,11 @@ impl FromIterator<String> for RevisionLabels {
 }
 
 impl RevisionLabels {
+    /// In the order in which they are looked for.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// The value of the first of them that is there; empty when none is.
     pub(super) fn revision(&self, labels: &Labels) -> Arc<str> {
         self.0.iter().find_map(|label| labels.get(label.as_str())).cloned().unwrap_or_default()
@@ -85,7 +88,12 @@ pub(super) fn observation(pod: &Pod, revision_labels: &RevisionLabels) -> Result
     let (no_spec, no_status) = (PodSpec::default(), PodStatus::default());
     let (spec, status) = (pod.spec.as_ref().unwrap_or(&no_spec), pod.status.as_ref().unwrap_or(&no_status));
     let labels = labels(meta);
-    let app = || lasting_containers(spec).filter(|c| c.name != SIDECAR_CONTAINER);
+    // The sidecar's own probes say nothing of the app; an annotation may have it ask something else than a command.
+    let app = || lasting_containers(spec).filter(|c| c.name != inject::CONTAINER);
+    let replaced = |c: &Container| {
+        let mut keys = meta.annotations.iter().flatten().map(|(key, _)| key);
+        keys.any(|key| key.strip_prefix(inject::PROBE_ANNOTATION) == Some(&c.name))
+    };
     let exec = |c: &Container| [&c.readiness_probe, &c.startup_probe].into_iter().flatten().any(|p| p.exec.is_some());
     Ok(Observation {
         pod: PodRef::new(text(&meta.namespace), text(&meta.name), text(&meta.uid))?,
@@ -101,7 +109,7 @@ pub(super) fn observation(pod: &Pod, revision_labels: &RevisionLabels) -> Result
         labels,
         ready: ready_condition(status),
         gates_open: gates_open(spec, status),
-        has_exec_probe: app().any(exec),
+        has_exec_probe: app().any(|c| exec(c) && !replaced(c)),
         has_readiness_probe: app().any(|c| c.readiness_probe.is_some()),
         ports: declared_ports(spec)?,
     })

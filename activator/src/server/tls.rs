@@ -186,6 +186,27 @@ impl Tls {
         Ok(Self { read_as, ..Self::holding(loaded)? })
     }
 
+    /// From a chain and its key. [`Tls::replace`] puts others in their place.
+    ///
+    /// # Errors
+    /// [`TlsError`] when they cannot be used together.
+    pub(crate) fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+        Self::holding(vec![Loaded::new(chain, key)?])
+    }
+
+    /// Answers with another chain from now on.
+    ///
+    /// # Errors
+    /// [`TlsError`] when it cannot be used; the one before stays then.
+    pub(crate) fn replace(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<(), TlsError> {
+        self.current.store(Self::from_der(chain, key)?.current());
+        Ok(())
+    }
+
     /// With a key and a CA made now, valid for these names and addresses. The CA's certificate goes to `ca_out`.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
 /// `notAfter` in seconds since the epoch; none when the certificate does not have the usual form.
-pub(super) fn not_after(certificate: &[u8]) -> Option<u64> {
+pub(crate) fn not_after(certificate: &[u8]) -> Option<u64> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut rest, _) = element(certificate)?;
     if rest.first() == Some(&VERSION) {

@@ -77,14 +77,26 @@ impl ControlPlane {
     /// # Errors
     /// When the API server refuses.
     pub async fn allow_scaling(&self, namespace: &str, account_namespace: &str, account: &str) -> Result<()> {
-        let client = self.client()?;
-        let metadata = json!({ "name": "podlight-scale", "namespace": namespace });
         let resources = ["deployments/scale", "statefulsets/scale", "replicasets/scale"];
         let rules = json!([{ "apiGroups": ["apps"], "resources": resources, "verbs": ["get", "patch", "update"] }]);
+        self.bind_role(namespace, (account_namespace, account), "podlight-scale", rules).await
+    }
+
+    /// Creates a role of the service account's own namespace with `rules` and binds it to the account.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn grant_in(&self, namespace: &str, service_account: &str, role: &str, rules: Value) -> Result<()> {
+        self.bind_role(namespace, (namespace, service_account), role, rules).await
+    }
+
+    async fn bind_role(&self, namespace: &str, account: (&str, &str), role: &str, rules: Value) -> Result<()> {
+        let client = self.client()?;
+        let metadata = json!({ "name": role, "namespace": namespace });
         let binding = json!({
             "metadata": metadata,
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "podlight-scale" },
-            "subjects": [{ "kind": "ServiceAccount", "namespace": account_namespace, "name": account }],
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role },
+            "subjects": [{ "kind": "ServiceAccount", "namespace": account.0, "name": account.1 }],
         });
         let role = json!({ "metadata": metadata, "rules": rules });
         unless_there(Api::<Role>::namespaced(client.clone(), namespace), role).await?;

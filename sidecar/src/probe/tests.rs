@@ -78,6 +78,7 @@ async fn http_succeeds_as_the_kubelets_probe_does() {
         ("elsewhere", true),
         ("header", false),
         ("header?header=X-A:b", true),
+        ("header?header=X%2DA:%62", true),
         ("closing", true),
         ("large", true),
     ] {
@@ -190,6 +191,11 @@ fn a_probe_is_read_from_one_line() {
     assert_eq!(probe.target, Target::Http { tls: true, path: "/".into(), headers: Vec::new() });
     assert_eq!(parse("grpc://localhost:9000/a.B").target, Target::Grpc { service: "a.B".into() });
     assert_eq!(parse("tcp://:5432").host, None, "the pod's address");
+
+    let probe = parse("http://:1/?header=Authorization:Basic%20YTpi%26&once");
+    let Target::Http { headers, .. } = &probe.target else { panic!("http") };
+    assert_eq!(headers[0].1, "Basic YTpi&", "headers are percent-decoded");
+    assert!(probe.once);
 }
 
 #[test]
@@ -207,7 +213,7 @@ fn what_is_no_probe_is_told_why() {
     ] {
         assert_eq!(text.parse::<Probe>(), Err(ProbeError::Target), "{text}");
     }
-    for option in ["period=0s", "timeout=x", "failure=0", "success=-1", "header=x", "other=1"] {
+    for option in ["period=0s", "timeout=x", "failure=0", "success=-1", "header=x", "once=1", "other=1"] {
         let text = format!("grpc://:1?{option}");
         assert_eq!(text.parse::<Probe>(), Err(ProbeError::Option(option.into())));
     }

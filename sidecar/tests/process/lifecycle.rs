@@ -89,3 +89,19 @@ fn an_admin_port_that_is_taken_ends_the_sidecar() {
     let output = Command::new(BINARY).args(["--push=off", &flag]).output().expect("started");
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[tokio::test]
+async fn check_succeeds_while_the_sidecar_runs_whatever_app_and_activator_do() {
+    let app = App::start().await;
+    let sidecar = Sidecar::start(&[&app.probe(), "--activator=http://127.0.0.1:1"]).await;
+    let socket = format!("--admin-socket={}", sidecar.dir.path().join("admin").display());
+    let check = async |flags: &[&str]| {
+        let command = std::process::Command::new(BINARY).arg("check").args(flags).spawn().expect("started");
+        // The fake app runs on this thread.
+        let output = tokio::task::spawn_blocking(|| command.wait_with_output()).await.expect("waited");
+        output.expect("output").status
+    };
+    assert!(check(&[&socket]).await.success());
+    assert_eq!(check(&["--admin-listen=127.0.0.1:1"]).await.code(), Some(1));
+    assert_eq!(check(&["--admin-listen=nowhere"]).await.code(), Some(64));
+}

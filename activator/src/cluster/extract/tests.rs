@@ -13,7 +13,7 @@ fn mk_pod(change: impl FnOnce(&mut Value)) -> Pod {
                      "labels": {"app": "web", "pod-template-hash": "abc"}},
         "spec": {"serviceAccountName": "web", "containers": [
             {"name": "app", "ports": [{"name": "http", "containerPort": 8080}], "readinessProbe": {"httpGet": {"port": 8080}}},
-            {"name": SIDECAR_CONTAINER, "startupProbe": {"exec": {"command": ["x"]}}, "readinessProbe": {"exec": {}}},
+            {"name": crate::inject::CONTAINER, "startupProbe": {"exec": {"command": ["x"]}}, "readinessProbe": {"exec": {}}},
         ]},
         "status": {"phase": "Running", "podIP": "10.0.0.9", "podIPs": [{"ip": "10.0.0.9"}, {"ip": "fd00::9"}], "conditions": [
             {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"},
@@ -49,6 +49,20 @@ fn what_is_absent_has_its_default() {
     assert_eq!((seen.phase, seen.ready, &*seen.service_account, &*seen.revision), (Phase::Alive, None, "default", ""));
     assert!(seen.addresses.is_empty() && seen.ports.is_empty() && seen.gates_open);
     assert!(!seen.has_exec_probe && !seen.has_readiness_probe);
+}
+
+#[test]
+fn a_command_counts_unless_an_annotation_has_something_else_asked() {
+    let exec = |annotations: Value| {
+        observe(|p| {
+            p["spec"]["containers"][0]["readinessProbe"] = json!({"exec": {"command": ["x"]}});
+            p["metadata"]["annotations"] = annotations;
+        })
+        .has_exec_probe
+    };
+    assert!(exec(json!({})));
+    assert!(exec(json!({"podlight.dev/probe-other": "tcp://:80"})));
+    assert!(!exec(json!({"podlight.dev/probe-app": "tcp://:80"})));
 }
 
 #[test]

@@ -47,9 +47,9 @@ impl Maps {
     /// Takes the maps out of what was loaded and gives the program its seed.
     pub(super) fn take(ebpf: &mut Ebpf, limit: u32) -> Result<Self, MapFault> {
         // The hasher's keys are the system's random numbers.
-        let seed = RandomState::new().hash_one(std::process::id());
+        let [seed, mark] = [(); 2].map(|()| RandomState::new().hash_one(std::process::id()));
         let mut settings: Array<MapData, Settings> = typed(ebpf, "SETTINGS")?;
-        settings.set(0, Settings { seed }, 0).map_err(|source| kernel("SETTINGS", source))?;
+        settings.set(0, Settings { seed, mark }, 0).map_err(|source| kernel("SETTINGS", source))?;
         Ok(Self {
             answers: typed(ebpf, "ANSWERS")?,
             listening: typed(ebpf, "LISTENING")?,

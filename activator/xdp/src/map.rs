@@ -243,6 +243,8 @@ pub struct Ports {
 pub struct Settings {
     /// The seed of [`path_tag`].
     pub seed: u64,
+    /// The seed of the numbers by which the program knows its connections again.
+    pub mark: u64,
 }
 
 /// Where the writer puts answers: the kernel's maps, or ordinary ones in tests and for the userspace server. Each is bounded
@@ -352,7 +354,7 @@ mod tests {
         assert_eq!(size_of::<Beat>(), 16);
         assert_eq!(size_of::<ListenKey>(), 20);
         assert_eq!(size_of::<Ports>(), 16);
-        assert_eq!(size_of::<Settings>(), 8);
+        assert_eq!(size_of::<Settings>(), 16);
     }
 
     #[test]

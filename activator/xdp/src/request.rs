@@ -13,7 +13,7 @@ const VERSION: usize = 11;
 /// Where the request starts, so that its path is aligned.
 const START: usize = 4;
 const _: () =
-    assert!(START + METHOD == 8 && METHOD + MAX_PATH + VERSION <= HEAD_BYTES && (START + HEAD_BYTES) % 8 == 0);
+    assert!(START + METHOD == 8 && METHOD + MAX_PATH + VERSION <= HEAD_BYTES && (START + HEAD_BYTES).is_multiple_of(8));
 
 /// The first bytes of a request, with zeros behind them.
 #[derive(Clone, Copy, Debug)]

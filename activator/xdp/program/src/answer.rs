@@ -23,6 +23,8 @@ struct Template {
     words: [u32; WORDS],
 }
 
+/// Under a name that does not depend on where it is built.
+#[unsafe(no_mangle)]
 static TEMPLATES: [Template; 6] = [
     Template::new(Reply::Ready),
     Template::new(Reply::Unready),

@@ -13,8 +13,8 @@ use aya_ebpf::{
 use podlight_xdp::{Beat, Counter, REPLY_BYTES, v4_mapped};
 
 use crate::{
-    BEAT, Fate, LISTENING, answer,
-    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes},
+    BEAT, Fate, LISTENING, SETTINGS, answer,
+    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes, forget},
     options::{self, Options},
     packet::Packet,
 };
@@ -25,8 +25,6 @@ const V4_SEGMENT: u16 = 1_460;
 const V6_SEGMENT: u16 = 1_440;
 /// The window once the reply is under way. What comes then is acknowledged and forgotten.
 const WINDOW: u16 = u16::MAX;
-/// The sequence numbers that a reply takes: its bytes and the FIN.
-const REPLY: u32 = REPLY_BYTES as u32 + 1;
 
 /// A segment with data, a FIN or an acknowledgement.
 pub struct Arrival {
@@ -49,7 +47,9 @@ pub struct Arrival {
 enum Progress {
     /// It has our SYN-ACK and nothing else.
     Begun,
-    /// It has the reply.
+    /// So it is, and this is not what comes next.
+    Gap,
+    /// It has the reply, or at least our FIN.
     Replied,
     /// There is no valid cookie.
     Foreign,
@@ -62,6 +62,7 @@ pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fa
         return packet.is_any.then_some(Fate::Pass(Counter::PassedShape));
     }
     let is_shared = packet.is_any || listens(packet, scratch)?;
+    let is_shared = forget(&mut scratch.forgotten, u32::from(is_shared)) != 0;
     let (length, end) = scratch.segment(packet);
     let header = u32::from(scratch.tcp.offset >> 4) * 4;
     let options = header.saturating_sub(20);
@@ -165,9 +166,10 @@ fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> 
     let mut words = 1;
     if let Some((theirs, _)) = options.timestamp {
         scratch.rest[1] = TIMESTAMP;
-        scratch.rest[2] = sequence.to_be();
+        let mark = mark(packet, scratch).to_be();
+        scratch.rest[2] = mark;
         scratch.rest[3] = theirs;
-        sum += u64::from(TIMESTAMP) + u64::from(sequence.to_be()) + u64::from(theirs);
+        sum += u64::from(TIMESTAMP) + u64::from(mark) + u64::from(theirs);
         words = 4;
     }
     let reply = Segment {
@@ -203,20 +205,14 @@ fn parse(scratch: &mut Scratch, length: u32) -> Options {
 /// Judges a segment of what may be a connection of ours.
 #[inline(always)]
 fn segment(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, arrival: &Arrival) -> Fate {
-    // The first sequence number is the one before the first byte; only the echoed timestamp tells it later on.
-    let initial = match arrival.timestamp {
-        Some((ours, _)) => u32::from_be(ours),
-        None => arrival.sequence.wrapping_sub(1),
-    };
-    let is_first = arrival.sequence == initial.wrapping_add(1);
     let carries = arrival.length > 0 || arrival.is_fin;
-    match progress(packet, scratch, arrival, initial, is_first) {
+    match progress(packet, scratch, arrival, carries) {
         Progress::Begun if !carries => Fate::Drop(Counter::Ack),
-        // Something before it is missing, or is unacknowledged because it was no whole request line.
-        Progress::Begun if !is_first => Fate::Drop(Counter::Later),
         Progress::Begun if arrival.length > 0 => answer::answer(ctx, packet, scratch, arrival),
         // The peer leaves without a question, and so do we.
         Progress::Begun => acknowledge(ctx, packet, scratch, arrival, ACK | FIN, Counter::Fin),
+        // Something before it is missing, or is unacknowledged because it was no whole request line.
+        Progress::Gap => Fate::Drop(Counter::Later),
         Progress::Replied if !carries => Fate::Drop(Counter::Ack),
         Progress::Replied => {
             let counter = if arrival.is_fin { Counter::Fin } else { Counter::Later };
@@ -232,27 +228,52 @@ fn segment(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, arrival: &Ar
     }
 }
 
-/// Finds out how far the peer is. The likelier case is tried first, because each try costs a hash.
+/// Finds out how far the peer is. What it echoes tells at once; the cookie, which costs a hash, is looked at where it decides:
+/// before an answer, and where nothing is echoed.
 #[inline(always)]
-fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, initial: u32, is_first: bool) -> Progress {
-    let begun = arrival.acknowledged;
-    let replied = begun.wrapping_sub(REPLY);
-    let (likelier, other) = if is_first { (begun, replied) } else { (replied, begun) };
-    let found = if is_cookie(packet, scratch, initial, likelier) {
-        likelier
-    } else if arrival.timestamp.is_some() && is_cookie(packet, scratch, initial, other) {
-        other
-    } else {
-        return Progress::Foreign;
+fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, carries: bool) -> Progress {
+    let Some((ours, _)) = arrival.timestamp else {
+        return if is_first(packet, scratch) { Progress::Begun } else { Progress::Foreign };
     };
-    if found == begun { Progress::Begun } else { Progress::Replied }
+    let echo = u32::from_be(ours);
+    if echo & !REPLIED != mark(packet, scratch) {
+        Progress::Foreign
+    } else if echo & REPLIED != 0 {
+        Progress::Replied
+    } else if !carries || is_first(packet, scratch) {
+        Progress::Begun
+    } else {
+        Progress::Gap
+    }
 }
 
-/// Whether `acknowledged` acknowledges the cookie of a connection whose peer began at `initial`.
+/// What a connection's timestamps are, save for [`REPLIED`]: a number that only this machine can know.
 #[inline(always)]
-fn is_cookie(packet: Packet, scratch: &mut Scratch, initial: u32, acknowledged: u32) -> bool {
-    scratch.tcp.sequence = initial.wrapping_add(1).to_be();
-    scratch.tcp.acknowledged = acknowledged.to_be();
+fn mark(packet: Packet, scratch: &Scratch) -> u32 {
+    let Some(settings) = SETTINGS.get(0) else {
+        return 0;
+    };
+    let mix = |hash: u64, low: u32, high: u32| {
+        let product = (hash ^ (u64::from(high) << 32 | u64::from(low))).wrapping_mul(0x5851_f42d_4c95_7f2d);
+        product ^ (product >> 29)
+    };
+    let ip = &scratch.ip;
+    let mut hash = mix(settings.mark, u32::from(scratch.tcp.source), u32::from(scratch.tcp.destination));
+    if packet.is_v6 {
+        hash = mix(hash, ip[2], ip[3]);
+        hash = mix(hash, ip[4], ip[5]);
+        hash = mix(hash, ip[6], ip[7]);
+    }
+    hash = mix(hash, ip[8], ip[9]);
+    (hash >> 32) as u32 & !REPLIED
+}
+
+/// The bit of a timestamp that says that the reply is in the same segment, or was in an earlier one.
+const REPLIED: u32 = 1;
+
+/// Whether the segment is the first behind our SYN-ACK: it acknowledges a cookie that its sequence number fits.
+#[inline(always)]
+fn is_first(packet: Packet, scratch: &mut Scratch) -> bool {
     let tcp = (&raw mut scratch.tcp).cast();
     // SAFETY: both headers are whole.
     unsafe {
@@ -307,8 +328,11 @@ fn acknowledge(
 /// Writes the timestamp option of a reply; its words and their sum.
 #[inline(always)]
 pub fn write_timestamp(scratch: &mut Scratch, arrival: &Arrival) -> (u32, u64) {
-    let Some((ours, theirs)) = arrival.timestamp else { return (0, 0) };
+    let Some((ours, theirs)) = arrival.timestamp else {
+        return (0, 0);
+    };
     scratch.rest[0] = TIMESTAMP;
+    let ours = ours | REPLIED.to_be();
     scratch.rest[1] = ours;
     scratch.rest[2] = theirs;
     (3, u64::from(TIMESTAMP) + u64::from(ours) + u64::from(theirs))

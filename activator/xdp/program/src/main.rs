@@ -25,7 +25,7 @@ use aya_ebpf::{
 };
 use podlight_xdp::{Beat, Counter, Entry, Key, ListenKey, Ports, Settings};
 
-use crate::frame::Scratch;
+use crate::frame::{Scratch, forget};
 
 /// The answers. The loader sets the size; without preallocation memory grows with use.
 #[map]
@@ -65,10 +65,11 @@ enum Fate {
 /// The entry point.
 #[xdp(frags)]
 pub fn podlight(ctx: XdpContext) -> u32 {
-    let Some(packet) = packet::classify(&ctx) else { return XDP_PASS };
+    let Some(mut packet) = packet::classify(&ctx) else { return XDP_PASS };
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return XDP_PASS };
     // SAFETY: the element is this CPU's own and programs do not interrupt each other on it.
     let scratch = unsafe { &mut *scratch };
+    packet.link = forget(&mut scratch.forgotten, packet.link);
     let Some(fate) = flow::run(&ctx, packet, scratch) else { return XDP_PASS };
     let (action, counter) = match fate {
         Fate::Pass(counter) => (XDP_PASS, counter),

@@ -31,9 +31,9 @@ const FRAGMENT: u16 = 0x3fff_u16.to_be();
 #[inline(always)]
 pub fn classify(ctx: &XdpContext) -> Option<Packet> {
     let found = match kind(ctx.ctx, ETHERNET) {
-        IPV4 => v4::<ETHERNET>(ctx.ctx),
-        IPV6 => v6::<ETHERNET>(ctx.ctx),
-        CUSTOMER_TAG | SERVICE_TAG => tagged(ctx.ctx),
+        IPV4 => packet_v4(ctx.ctx),
+        IPV6 => packet_v6(ctx.ctx),
+        CUSTOMER_TAG | SERVICE_TAG => packet_tagged(ctx.ctx),
         _ => 0,
     };
     if found == 0 {
@@ -45,23 +45,45 @@ pub fn classify(ctx: &XdpContext) -> Option<Packet> {
 const IS_V6: u32 = 1 << 8;
 const IS_ANY: u32 = 1 << 9;
 
-#[inline(never)]
+const ONE: usize = ETHERNET + TAG;
+const TWO: usize = ONE + TAG;
+
+/// Functions that are not folded into their callers, under names that do not depend on where they are built.
+macro_rules! functions {
+    ($($name:ident = $body:path;)+) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(ctx: *mut xdp_md) -> u32 {
+            $body(ctx)
+        }
+    )+};
+}
+
+functions! {
+    packet_v4 = v4::<ETHERNET>;
+    packet_v6 = v6::<ETHERNET>;
+    packet_tagged = tagged;
+    packet_v4_tag = v4::<ONE>;
+    packet_v6_tag = v6::<ONE>;
+    packet_v4_tags = v4::<TWO>;
+    packet_v6_tags = v6::<TWO>;
+}
+
+#[inline(always)]
 fn tagged(ctx: *mut xdp_md) -> u32 {
-    const ONE: usize = ETHERNET + TAG;
-    const TWO: usize = ONE + TAG;
     match kind(ctx, ONE) {
-        IPV4 => v4::<ONE>(ctx),
-        IPV6 => v6::<ONE>(ctx),
+        IPV4 => packet_v4_tag(ctx),
+        IPV6 => packet_v6_tag(ctx),
         CUSTOMER_TAG => match kind(ctx, TWO) {
-            IPV4 => v4::<TWO>(ctx),
-            IPV6 => v6::<TWO>(ctx),
+            IPV4 => packet_v4_tags(ctx),
+            IPV6 => packet_v6_tags(ctx),
             _ => 0,
         },
         _ => 0,
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 fn v4<const LINK: usize>(ctx: *mut xdp_md) -> u32 {
     let (start, end) = bounds(ctx);
     if start + LINK + 24 > end {
@@ -77,7 +99,7 @@ fn v4<const LINK: usize>(ctx: *mut xdp_md) -> u32 {
     taken(port, LINK as u32)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn v6<const LINK: usize>(ctx: *mut xdp_md) -> u32 {
     let (start, end) = bounds(ctx);
     if start + LINK + 44 > end {

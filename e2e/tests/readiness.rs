@@ -86,8 +86,10 @@ impl World {
     /// Waits until a path is answered so: an acknowledged event is in the table, and in the map a moment later.
     async fn answered(&self, path: &str, status: u16, body: &str) -> Result<()> {
         let wanted = (status, body.to_owned());
-        let look = async || Ok((self.ask(path).await? == wanted).then_some(()));
-        eventually(&format!("{path} is answered {wanted:?}"), look).await
+        eventually(&format!("{path} is answered {wanted:?}"), async || {
+            Ok((self.ask(path).await? == wanted).then_some(()))
+        })
+        .await
     }
 
     async fn probe(&self, path: &str) -> Result<(ExitStatus, String)> {
@@ -188,11 +190,11 @@ async fn answers_become_503_before_the_process_goes() -> Result<()> {
     let head = format!("POST {EVENTS_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: {EVENT_MEDIA_TYPE}\r\n");
     let mut under_way = RawConnection::open(world.activator.port()).await?;
     under_way.send(format!("{head}content-length: 4\r\n\r\nab")).await?;
-    let begun = async || {
+    eventually("the event is under way", async || {
         let metrics = world.activator.metrics().await?;
         Ok((metrics.sum("podlight_connections", &[("listener", "events")]) >= 1.0).then_some(()))
-    };
-    eventually("the event is under way", begun).await?;
+    })
+    .await?;
     world.activator.terminate()?;
     world.answered("/ready/shop/web", 503, "stale").await?;
     assert_eq!(world.ask("/ready/shop/other").await?, (503, "stale".to_owned()));

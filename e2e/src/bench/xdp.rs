@@ -24,6 +24,8 @@ use arena::{Contender, Who};
 /// # Errors
 /// When this process may not, or something does not run.
 pub async fn measure() -> Result<Vec<Row>> {
+    // Before minutes are spent.
+    cpu::background().await?;
     let mut changes = change::measure(Mode::Generic).await?;
     changes.extend(change::measure(Mode::Native).await?);
     let mut contenders = Vec::new();

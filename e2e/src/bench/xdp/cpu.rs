@@ -25,6 +25,9 @@ const SECONDS: u32 = 2;
 
 const ROUNDS: usize = 4;
 
+/// More of the measured core than this is somebody else's run.
+const MOST_BACKGROUND: f64 = 0.2;
+
 /// `USER_HZ`: the unit of `/proc/stat`.
 const TICKS_A_SECOND: f64 = 100.0;
 
@@ -37,14 +40,12 @@ pub(super) async fn measure(contenders: &[Contender]) -> Result<Vec<Row>> {
     let core = core_of(OTHER_CORE);
     for round in 0..=ROUNDS {
         progress(&format!("CPU of the answering core, round {round} of {ROUNDS}"));
-        let (begun, before) = (Instant::now(), idle(MEASURED_CORE)?);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let background = 1.0 - (idle(MEASURED_CORE)? - before) / begun.elapsed().as_secs_f64();
+        let background = background().await?;
         for (contender, each_us) in contenders.iter().zip(&mut each_us) {
             let (begun, before) = (Instant::now(), idle(MEASURED_CORE)?);
             let seen = wrk(&contender.pair, contender.to(), &contender.path, AT_ONCE, SECONDS, Some(&core)).await?;
             let (seconds, seen) = (begun.elapsed().as_secs_f64(), seen.whole()?);
-            let busy = seconds - (idle(MEASURED_CORE)? - before) - background.max(0.0) * seconds;
+            let busy = seconds - (idle(MEASURED_CORE)? - before) - background * seconds;
             if round > 0 {
                 each_us.push(busy * 1e6 / seen.answers as f64);
             }
@@ -61,6 +62,18 @@ pub(super) async fn measure(contenders: &[Contender]) -> Result<Vec<Row>> {
         Ok(beside(&figure, "µs", "nginx", of(who)?, nginx))
     };
     Ok(vec![row(Mode::Generic)?.bounds(0.333, 0.2), row(Mode::Native)?.bounds(0.333, 0.2), row(Mode::Userspace)?])
+}
+
+/// How much of the measured core something else takes, from 0 to 1.
+///
+/// # Errors
+/// When it takes so much that figures would be about that.
+pub(super) async fn background() -> Result<f64> {
+    let (begun, before) = (Instant::now(), idle(MEASURED_CORE)?);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let busy = 1.0 - (idle(MEASURED_CORE)? - before) / begun.elapsed().as_secs_f64();
+    ensure!(busy < MOST_BACKGROUND, "something else takes {:.0} % of the measured core", busy * 100.0);
+    Ok(busy.max(0.0))
 }
 
 /// Has each end of a pair handle on its own core what it receives.

@@ -31,7 +31,7 @@ pub struct InjectionArgs {
     /// Its imagePullPolicy: Always, IfNotPresent or Never. Default: what Kubernetes makes of the image's tag.
     #[arg(long, env = "PODLIGHT_SIDECAR_PULL_POLICY")]
     sidecar_pull_policy: Option<String>,
-    /// Its resource requests, as <resource>=<quantity>, separated by commas; empty for none.
+    /// Its resource requests, as `<resource>=<quantity>`, separated by commas; empty for none.
     #[arg(long, env = "PODLIGHT_SIDECAR_REQUESTS", default_value = REQUESTS)]
     sidecar_requests: String,
     /// Its resource limits, likewise.

@@ -49,7 +49,7 @@ pub struct WebhookArgs {
     #[arg(long, env = "PODLIGHT_WEBHOOK_CONFIGURATION", default_value = "podlight")]
     webhook_configuration: String,
     /// A DNS name or IP address that the API server calls the webhook; repeat for more.
-    /// Default: podlight-webhook.<namespace>.svc.
+    /// Default: `podlight-webhook.<namespace>.svc`.
     #[arg(long, env = "PODLIGHT_WEBHOOK_NAMES", value_delimiter = ',')]
     webhook_name: Vec<String>,
     /// A DNS name or IP address that clients call the activator; repeat for more. Default: the Services podlight-activator

@@ -45,6 +45,8 @@ pub(super) struct Handout {
 struct State {
     bundle: String,
     known: HashSet<String>,
+    /// Where the last look found somebody else's ConfigMap, which has been told.
+    theirs: HashSet<String>,
 }
 
 impl Handout {
@@ -86,7 +88,8 @@ impl Handout {
         let known: HashSet<String> = ours.clone().filter(good).filter_map(|map| map.namespace()).collect();
         let wanted = ours.filter_map(|map| map.namespace()).chain(namespaces.iter().map(|n| n.name_any()));
         let missing: HashSet<String> = wanted.filter(|n| !known.contains(n) && n != SYSTEM_NAMESPACE).collect();
-        *self.state() = State { bundle: bundle.to_owned(), known };
+        let told = std::mem::take(&mut self.state().theirs);
+        *self.state() = State { bundle: bundle.to_owned(), known, theirs: HashSet::new() };
         let writes = missing.into_iter().map(|namespace| async move {
             let written = self.ensure(&namespace).await;
             (namespace, written)
@@ -98,11 +101,14 @@ impl Handout {
                 Err(error) if error.is_gone() => {}
                 Err(error) if error.is_conflict() => {
                     let config_map = self.config_map.as_str();
-                    tracing::warn!(
-                        namespace,
-                        config_map,
-                        "somebody else's ConfigMap is where sidecars look for the CA"
-                    );
+                    if !told.contains(&namespace) {
+                        tracing::warn!(
+                            namespace,
+                            config_map,
+                            "somebody else's ConfigMap is where sidecars look for the CA"
+                        );
+                    }
+                    self.state().theirs.insert(namespace);
                 }
                 Err(error) => {
                     let error: &dyn std::error::Error = &error;

@@ -35,7 +35,7 @@ fn what_is_good_stays() {
     assert!(trusts(&authority.bundle(), &server, at(0)) && trusts(&authority.bundle(), &server, at(89)));
     assert!(!trusts(&authority.bundle(), &server, at(91)), "it ends");
     assert!(!authority.server_due(Some(&server), &names(), at(59)).expect("looks").changed);
-    assert!(authority.server_due(Some(&server), &names(), at(60)).expect("makes").changed, "a month before its end");
+    assert!(authority.server_due(Some(&server), &names(), at(61)).expect("makes").changed, "a month before its end");
 }
 
 #[test]

@@ -47,7 +47,7 @@ test: build control-plane browser peers ## All tests, those against a real API s
 	$(CARGO) test $(PROFILE) --workspace
 
 test-xdp: build peers ## Probes answered by the kernel, in network namespaces (root)
-	$(CARGO) test $(PROFILE) -p podlight-xdp --features user --test program
+	$(CARGO) test $(PROFILE) --workspace --features podlight-xdp/user --test program
 	$(CARGO) test $(PROFILE) --workspace --test xdp
 
 soak: build ## Pods flap, die and are replaced under load: make soak SOAK_SECONDS=600
@@ -69,7 +69,7 @@ lint: deny ## Formatting, clippy with warnings as errors, docs, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
 	$(CARGO) clippy $(PROFILE) --workspace --test xdp -- -D warnings
-	$(CARGO) clippy $(PROFILE) -p podlight-xdp --features user --test program -- -D warnings
+	$(CARGO) clippy $(PROFILE) --workspace --features podlight-xdp/user --test program -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 
 deny: ## Licences, sources and duplicates of dependencies

@@ -207,13 +207,13 @@ pub fn running(address: &str) -> PodState {
     PodState::new().phase("Running").address(address).ready(false, seconds_ago(60))
 }
 
-/// So many seconds before now.
+/// So many seconds before now, or after it where they are negative.
 ///
 /// # Panics
 /// Before the epoch.
-pub fn seconds_ago(seconds: u32) -> Timestamp {
+pub fn seconds_ago(seconds: i64) -> Timestamp {
     let now = i64::try_from(now_ms() / 1000).expect("this century");
-    Timestamp::from_second(now - i64::from(seconds)).expect("this century")
+    Timestamp::from_second(now - seconds).expect("this century")
 }
 
 /// An address that no other pod of this process has. Nobody dials it.

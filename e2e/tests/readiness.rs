@@ -131,6 +131,7 @@ async fn health_checks_hear_what_the_table_says() -> Result<()> {
 #[tokio::test]
 async fn the_probe_command_fails_as_a_kubelets_probe_would() -> Result<()> {
     let world = World::start(&[]).await?;
+    world.answered("/ready/shop/web", 503, "not ready 0 of 1").await?;
     let (status, said) = world.probe("/ready/shop/web").await?;
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("503 Service Unavailable in ") && said.contains("not ready 0 of 1"), "{said}");

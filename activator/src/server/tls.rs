@@ -203,7 +203,7 @@ impl Tls {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<(), TlsError> {
-        self.current.store(Self::from_der(chain, key)?.current());
+        self.current.store(Self::from_der(chain, key)?.shown_by(self.listener).current());
         Ok(())
     }
 

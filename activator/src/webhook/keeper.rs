@@ -83,7 +83,7 @@ impl Keeper {
         }
         let held = self.look().await?;
         let (chain, key) = held.0.der().ok_or(KeepError::NoCertificate)?;
-        Ok((Tls::from_der(chain, key)?, held))
+        Ok((Tls::from_der(chain, key)?.shown_by("webhook"), held))
     }
 
     /// Keeps all good from then on. Never returns.

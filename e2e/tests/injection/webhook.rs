@@ -180,7 +180,7 @@ async fn what_is_no_review_is_refused_and_what_comes_of_reviews_is_counted() -> 
         assert!(metrics.sum("podlight_injections_total", &[("result", result)]) >= 1.0, "{result}\n{}", metrics.text());
     }
     assert!(metrics.has("podlight_injection_duration_seconds_bucket", &[("le", "0.005")]));
-    assert!(metrics.has("podlight_tls_certificate_expiry_timestamp_seconds", &[]));
+    assert!(metrics.has("podlight_tls_certificate_expiry_timestamp_seconds", &[("listener", "webhook")]));
     Ok(())
 }
 

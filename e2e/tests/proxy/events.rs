@@ -2,9 +2,11 @@
 
 use anyhow::{Result, ensure};
 use podlight_e2e::backend::Backend;
+use podlight_e2e::control_plane::PodState;
 use podlight_e2e::proxy::client::{self, ask, get, post};
 use podlight_e2e::proxy::counts::wait_held;
-use podlight_e2e::proxy::stage::{ROUTE, Stage, running_ready};
+use podlight_e2e::proxy::stage::{ROUTE, Stage};
+use podlight_e2e::scene::seconds_ago;
 use podlight_proto::{Kind, Outcome};
 
 use crate::{gateway, scene};
@@ -69,8 +71,9 @@ async fn case_29_a_slice_that_is_ready_before_any_push_and_a_push_that_is_lost_c
     web.pod.introduce().await?;
     let held = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
     wait_held(stage.activator(), 1).await?;
-    // Its "ready" never arrives; the kubelet finds out by itself.
-    stage.set_state("web-1", &running_ready(web.pod.address)).await?;
+    // Its "ready" never arrives; the kubelet finds out by itself, in a second after that of the "not-ready".
+    let found_out = PodState::new().phase("Running").address(&web.pod.address.to_string());
+    stage.set_state("web-1", &found_out.ready(true, seconds_ago(-2))).await?;
     stage.wait("web", "web-1", "ready observed").await?;
     assert_eq!(held.await??.pod()?, "web-1");
     Ok(())

@@ -94,7 +94,6 @@ image: dist ## Build both images with docker, podman or buildah, whichever works
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check
 	$(MAKE) demo DEMO_EXIT=1
-	$(MAKE) test-xdp
 	$(MAKE) test
 
 clean: ## Remove what was built in the checkout

@@ -3,7 +3,7 @@
 //! it; this process gives the same from the same port everywhere else.
 //!
 //! [`answers`] tells what is to be answered (pure), [`writer`] follows the table and writes it into [`held`] and [`kernel`],
-//! [`server`] answers from the former, the program from the latter.
+//! `server` answers from the former, the program from the latter.
 //!
 //! Invariant: *never a false 200*. Whoever is told 200 is told what the table said at some moment within the time to live
 //! before. A writer that lags or hangs, a table that is behind, a kernel that takes no correction: each ends in 503.

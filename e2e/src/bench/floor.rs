@@ -31,7 +31,7 @@ const BODY: &str = concat!(
     r#""heartbeat_after_seconds":5,"lease_seconds":15,"peers":[]}"#
 );
 
-/// Runs it, as the child that [`Floor::start`] has started.
+/// Runs it, as the child that `Floor::start` has started.
 ///
 /// # Errors
 /// When TLS cannot be set up, or the address is taken.

@@ -47,8 +47,10 @@ pub(super) async fn measure() -> Result<Vec<Row>> {
 async fn stage() -> Result<Stage<'static>> {
     // All from one address, and no more than 20 000 descriptors together.
     let (many, more) = (MANY.to_string(), (MANY + 500).to_string());
+    // A target never holds more than is left for the others.
+    let twice = (2 * MANY).to_string();
     let stage = Stage::standalone_with(|spec| {
-        let spec = spec.flag("log", "warn").flag("max-held", &many).flag("max-held-per-target", &many);
+        let spec = spec.flag("log", "warn").flag("max-held", &twice).flag("max-held-per-target", &many);
         let spec = spec.flag("hold-timeout", "120s").flag("max-connections-per-source", &more);
         spec.flag("proxy-max-connections", &more)
             .flag("max-connections", "500")

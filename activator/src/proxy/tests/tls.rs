@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -201,12 +202,23 @@ async fn a_burst_waits_for_the_first_handshake_and_its_failure_is_told_to_all() 
     );
     let peers = held_burst(&scene).await;
     scene.ready(pod.address);
-    let mut there = pod.accept().await;
-    there.send("this is no TLS").await;
+    // Whoever comes when the first failure has been told tries for itself.
+    let opened = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&opened);
+    tokio::spawn(async move {
+        loop {
+            let mut there = pod.accept().await;
+            counted.fetch_add(1, Ordering::Relaxed);
+            there.send("this is no TLS").await;
+        }
+    });
+    let asked = peers.len();
     for mut peer in peers {
         let answer = peer.answer().await;
         assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("podlight-error: tls\r\n"), "{answer}");
     }
+    let opened = opened.load(Ordering::Relaxed);
+    assert!(opened < asked, "{opened} connections for {asked} requests");
 }
 
 #[tokio::test]

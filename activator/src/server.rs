@@ -22,10 +22,10 @@ use podlight_proto::{ErrorCode, Problem};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+mod accept;
 pub(crate) mod connections;
 mod head;
 pub(crate) mod paced;
@@ -34,6 +34,7 @@ pub(crate) mod stream;
 pub mod tls;
 pub(crate) mod validity;
 
+pub(crate) use accept::{accept, drain};
 use connections::{Admitted, Connection, Connections};
 use service::Requests;
 use stream::{Conflicts, Patience, Version, Watched};
@@ -68,9 +69,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// How often an HTTP/2 connection is asked whether its peer is still there, and how long it may take to answer.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Pause after a failure to accept that is not the peer's (no descriptors left, say): nothing else to wait for.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The TCP peer of a request, among the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,72 +192,11 @@ impl Server {
         let Self { name, listener, tls, router, limits } = self;
         let (http1, http2, shutdown_of_all) = (http1(), http2(), shutdown.clone());
         let context = Arc::new(Context { name, tls, router, limits, http1, http2, shutdown: shutdown_of_all });
-        let mut tasks = JoinSet::new();
-        let begun = shutdown.begun();
-        tokio::pin!(begun);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut begun => break,
-                Some(ended) = tasks.join_next() => {
-                    look_at(name, ended);
-                    continue;
-                }
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => match connections.admit(peer.ip()) {
-                    Ok(admitted) => {
-                        tasks.spawn(Arc::clone(&context).connect(stream, peer, admitted));
-                    }
-                    Err(bound) => {
-                        counter!("podlight_connections_refused_total", "listener" => name, "bound" => bound.label())
-                            .increment(1);
-                    }
-                },
-                Err(error) if is_peers_fault(&error) => {}
-                Err(error) => {
-                    tracing::warn!(listener = name, %error, "cannot accept connections");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        let connect = |stream, peer, admitted| Arc::clone(&context).connect(stream, peer, admitted);
+        let tasks = accept(name, &listener, &connections, &shutdown, connect).await;
         drop(listener);
         drain(name, tasks, limits.grace).await
     }
-}
-
-/// Waits for the connections' tasks, and ends those that take too long.
-pub(crate) async fn drain(name: &'static str, mut tasks: JoinSet<()>, grace: Duration) -> usize {
-    let all_ended = async {
-        while let Some(ended) = tasks.join_next().await {
-            look_at(name, ended);
-        }
-    };
-    if tokio::time::timeout(grace, all_ended).await.is_ok() {
-        return 0;
-    }
-    let left = tasks.len();
-    tracing::warn!(listener = name, connections = left, "the grace is over; closing what is left");
-    tasks.shutdown().await;
-    left
-}
-
-pub(crate) fn look_at(listener: &'static str, ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        counter!("podlight_connection_panics_total", "listener" => listener).increment(1);
-        tracing::error!(listener, %error, "a connection's task panicked");
-    }
-}
-
-/// Whether accepting failed for one connection only.
-pub(crate) fn is_peers_fault(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
-    )
 }
 
 fn http1() -> http1::Builder {

@@ -208,7 +208,7 @@ impl Worker {
                     (link, true)
                 }
                 // Rare, and large: apart from what every request waits with.
-                None => match Box::pin(self.open(&lease, &key, expected(plan))).await {
+                None => match Box::pin(self.open(&lease, &key)).await {
                     Ok(opened) => opened,
                     Err(error) => return Err(not_opened(&lease, &error)),
                 },
@@ -252,20 +252,15 @@ impl Worker {
             self.trust.name(namespace, &tls.server_name, tls.ca_secret.as_ref(), plan.upgrade.is_some())
         });
         let (address, other) = lease.backend().addresses();
-        Ok(Key { address, other, name: name.transpose()? })
+        Ok(Key { address, other, name: name.transpose()?, expected: expected(plan) })
     }
 
     /// A connection to a backend that has none to spare: one is opened, or another request's comes first. True where it
     /// had been used before.
-    async fn open(
-        self: &Arc<Self>,
-        lease: &Lease,
-        key: &Key,
-        expected: Expected,
-    ) -> Result<(Link, bool), ConnectError> {
+    async fn open(self: &Arc<Self>, lease: &Lease, key: &Key) -> Result<(Link, bool), ConnectError> {
         let pool = lease.backend().pool(self.index);
         let opening = loop {
-            match pool.turn(key, expected).await {
+            match pool.turn(key).await {
                 Turn::Open(opening) => break opening,
                 Turn::Failed(error) => return Err(error),
                 Turn::Take(Link::Http2(link)) => {
@@ -281,7 +276,7 @@ impl Worker {
                 }
             }
         };
-        let protocol = if expected == Expected::Http2 { Protocol::Http2 } else { Protocol::Http1 };
+        let protocol = if key.expected == Expected::Http2 { Protocol::Http2 } else { Protocol::Http1 };
         let begun = Instant::now();
         let opened = self.dialer.open(key, protocol).await;
         self.meters.opened(begun.elapsed(), opened.is_ok());

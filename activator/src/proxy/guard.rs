@@ -256,18 +256,27 @@ fn length(value: &[u8]) -> Option<u64> {
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Guard {
+    /// What passes of these pieces, each taken as HTTP asks for it.
+    fn pass(&mut self, pieces: &[&[u8]]) -> Vec<u8> {
+        let (mut passed, mut ahead) = (Vec::new(), Vec::new());
+        for piece in pieces {
+            ahead.extend_from_slice(piece);
+            while !ahead.is_empty() && self.refusal().is_none() {
+                let taken = self.take(&ahead);
+                passed.extend(ahead.drain(..taken));
+            }
+        }
+        passed
+    }
+}
+
 /// What a guard makes of a connection that comes in these pieces, for the fuzz target.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(pieces: &[&[u8]]) -> FuzzedGuard {
     let mut guard = Guard::new(FUZZED_HEAD_BYTES, Arc::default());
-    let (mut passed, mut ahead) = (Vec::new(), Vec::new());
-    for piece in pieces {
-        ahead.extend_from_slice(piece);
-        while !ahead.is_empty() && guard.refusal().is_none() {
-            let taken = guard.take(&ahead);
-            passed.extend(ahead.drain(..taken));
-        }
-    }
+    let passed = guard.pass(pieces);
     let between = matches!(guard.place, Place::Between | Place::Upgrade);
     FuzzedGuard { passed, heads: guard.heads, refusal: guard.refusal(), between }
 }

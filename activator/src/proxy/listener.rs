@@ -11,10 +11,8 @@ use futures::FutureExt as _;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
-use metrics::counter;
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 mod connection;
 mod socket;
@@ -23,7 +21,7 @@ use super::forward::Worker;
 use crate::server::connections::Connections;
 use crate::server::stream::Patience;
 use crate::server::tls::Tls;
-use crate::server::{ACCEPT_PAUSE, BACKLOG, Limits, Shutdown, drain, is_peers_fault, look_at};
+use crate::server::{BACKLOG, Limits, Shutdown, accept, drain};
 use connection::{MOST_HEAD_BYTES, serve};
 
 /// Most bytes that hyper reads ahead of whoever takes a body. More than a head may have, so that it is never hyper that
@@ -107,40 +105,12 @@ pub(super) async fn run(
     let (http1, http2) = (http1(), http2());
     let context = Context { name, tls, worker, limits, patience, trusted, shutdown: shutdown.clone(), http1, http2 };
     let context = Arc::new(context);
-    let mut tasks = JoinSet::new();
-    let begun = shutdown.begun();
-    tokio::pin!(begun);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut begun => break,
-            Some(ended) = tasks.join_next() => {
-                look_at(name, ended);
-                continue;
-            }
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => match connections.admit(peer.ip()) {
-                Ok(admitted) => {
-                    tasks.spawn(serve(Arc::clone(&context), stream, peer, admitted));
-                }
-                Err(bound) => {
-                    counter!("podlight_connections_refused_total", "listener" => name, "bound" => bound.label())
-                        .increment(1);
-                }
-            },
-            Err(error) if is_peers_fault(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = name, %error, "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let connect = |stream, peer, admitted| serve(Arc::clone(&context), stream, peer, admitted);
+    let mut tasks = accept(name, &listener, &connections, &shutdown, connect).await;
     // Whoever has connected already may have sent a request, which closing would lose.
     while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
         if let Ok(admitted) = connections.admit(peer.ip()) {
-            tasks.spawn(serve(Arc::clone(&context), stream, peer, admitted));
+            tasks.spawn(connect(stream, peer, admitted));
         }
     }
     drop(listener);

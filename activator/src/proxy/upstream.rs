@@ -37,6 +37,8 @@ pub(super) struct Key {
     pub(super) other: Option<SocketAddr>,
     /// The name that was verified, and with which roots; none in the clear.
     pub(super) name: Option<Name>,
+    /// Which version of HTTP was asked for: a Service may come to speak another.
+    pub(super) expected: Expected,
 }
 
 /// Which version of HTTP a connection will speak.

@@ -12,13 +12,12 @@ use metrics::counter;
 use podlight_xdp::{ANY_ADDRESS, Answer as Entered, Entry, HEAD_BYTES, Head, Key, NEVER, Reply, Request, TEXT_BYTES};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::held::{Found, Held};
 use super::place::Place;
 use crate::server::connections::{Admitted, Connections};
-use crate::server::{ACCEPT_PAUSE, Shutdown, drain, is_peers_fault, look_at};
+use crate::server::{Shutdown, accept, drain};
 use crate::table::snapshot::Moment;
 
 /// Its name in metrics and logs.
@@ -47,36 +46,8 @@ pub(super) const SERVER: &str = "podlight-activator";
 /// Serves until the end begins.
 pub(super) async fn serve(listener: TcpListener, held: Arc<Held>, most: usize, shutdown: Shutdown) {
     let connections = Arc::new(Connections::new(NAME, most, most));
-    let mut tasks = JoinSet::new();
-    let begun = shutdown.begun();
-    tokio::pin!(begun);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut begun => break,
-            Some(ended) = tasks.join_next() => {
-                look_at(NAME, ended);
-                continue;
-            }
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => match connections.admit(peer.ip()) {
-                Ok(admitted) => {
-                    tasks.spawn(connection(stream, admitted, Arc::clone(&held), shutdown.clone()));
-                }
-                Err(bound) => {
-                    counter!("podlight_connections_refused_total", "listener" => NAME, "bound" => bound.label())
-                        .increment(1);
-                }
-            },
-            Err(error) if is_peers_fault(&error) => {}
-            Err(error) => {
-                tracing::warn!(listener = NAME, %error, "cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let connect = |stream, _, admitted| connection(stream, admitted, Arc::clone(&held), shutdown.clone());
+    let tasks = accept(NAME, &listener, &connections, &shutdown, connect).await;
     drop(listener);
     drain(NAME, tasks, GRACE).await;
 }

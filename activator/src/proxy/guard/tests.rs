@@ -4,18 +4,10 @@ use super::*;
 
 const MOST: usize = 1024;
 
-/// What passes, piece by piece as HTTP asks for it, and whether the end is refused.
+/// What passes, and whether the end is refused.
 fn pass(pieces: &[&[u8]]) -> (Vec<u8>, bool) {
     let mut guard = Guard::new(MOST, Arc::default());
-    let (mut passed, mut ahead) = (Vec::new(), Vec::new());
-    for piece in pieces {
-        ahead.extend_from_slice(piece);
-        while !ahead.is_empty() && guard.refusal().is_none() {
-            let taken = guard.take(&ahead);
-            passed.extend(ahead.drain(..taken));
-        }
-    }
-    (passed, guard.refusal().is_some())
+    (guard.pass(pieces), guard.refusal().is_some())
 }
 
 fn is_refused(request: &str) -> bool {

@@ -122,6 +122,11 @@ impl Backend {
         self.retire();
     }
 
+    /// It does not answer: what is kept open to it is closed.
+    pub(super) fn disconnect(&self) {
+        self.pools.iter().for_each(Pool::clear);
+    }
+
     /// Ends the use of its connections, but for the requests that are on them.
     pub(super) fn retire(&self) {
         if !self.retired.swap(true, Ordering::AcqRel) {

@@ -98,6 +98,10 @@ impl Lease {
             && self.target.change(|state, now, _| state.failed(place, self.epoch, reason, now))
         {
             counter!("podlight_proxy_quarantines_total", "reason" => reason.label()).increment(1);
+            if reason == Reason::TimedOut {
+                // Each connection to it that is there would cost a request as long again.
+                self.backend.disconnect();
+            }
         }
     }
 }

@@ -65,7 +65,6 @@ struct Held {
 #[derive(Debug)]
 struct Waiting {
     key: Key,
-    expected: Expected,
     told: oneshot::Sender<Told>,
 }
 
@@ -85,8 +84,13 @@ impl Pool {
 
     /// Closes idle connections and keeps none from now on; those with requests end after them.
     pub fn retire(&self) {
+        self.lock().retired = true;
+        self.clear();
+    }
+
+    /// Closes idle connections: their other end may be there no more. Those with requests end after them.
+    pub(in crate::proxy) fn clear(&self) {
         let mut held = self.lock();
-        held.retired = true;
         let closed = (std::mem::take(&mut held.idle), std::mem::take(&mut held.shared));
         drop(held);
         drop(closed);
@@ -99,16 +103,16 @@ impl Pool {
     }
 
     /// What to do without one: at once where another connection may be opened, else once that is known.
-    pub(in crate::proxy) async fn turn(&self, key: &Key, expected: Expected) -> Turn<'_> {
+    pub(in crate::proxy) async fn turn(&self, key: &Key) -> Turn<'_> {
         let wait = {
             let mut held = self.lock();
-            if held.may_open(expected, held.waiting.len() + 1) {
+            if held.may_open(key.expected, held.waiting.len() + 1) {
                 held.opening += 1;
-                return Turn::Open(Opening::new(self, expected));
+                return Turn::Open(Opening::new(self, key.expected));
             }
             let (told, answer) = oneshot::channel();
-            held.waiting.push_back(Waiting { key: key.clone(), expected, told });
-            Wait { pool: self, expected, answer }
+            held.waiting.push_back(Waiting { key: key.clone(), told });
+            Wait { pool: self, expected: key.expected, answer }
         };
         wait.answer().await
     }
@@ -223,10 +227,10 @@ impl Held {
 
     /// Gives shares of connections and turns to open others to those who wait, as far as there are any.
     fn serve_waiting(&mut self) {
-        while let Some(Waiting { key, expected, .. }) = self.waiting.front() {
+        while let Some(Waiting { key, .. }) = self.waiting.front() {
             let told = match self.shared_now(key) {
                 Some(link) => Told::Take(Link::Http2(link)),
-                None if self.may_open(*expected, self.waiting.len()) => Told::Open,
+                None if self.may_open(key.expected, self.waiting.len()) => Told::Open,
                 None => return,
             };
             let opens = matches!(told, Told::Open);

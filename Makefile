@@ -59,6 +59,10 @@ simulate: ## Simulate many seeds: make simulate SEEDS=1000000, or one: SEED=7
 bench: build dist-sidecar control-plane peers ## Print the tables of figures: make bench ROWS="table sidecar"; JSON in target/bench
 	@$(BIN)/podlight-bench $(ROWS)
 
+# A group of its own: bench-table, bench-latency, bench-sidecar, bench-proxy, bench-held, bench-rollout, bench-events, bench-storm.
+bench-%: build dist-sidecar control-plane peers
+	@$(BIN)/podlight-bench $*
+
 bench-xdp: build peers ## The figures of probes answered by the kernel, beside nginx (root)
 	@$(BIN)/podlight-bench xdp
 

@@ -16,14 +16,15 @@ use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use crate::admin::{Admin, PageConfig, Readiness, Requests};
 use crate::api::{self, ApiConfig};
-use crate::cluster::token::{IssuerKey, TokenError};
-use crate::cluster::{self, Api, ConnectError, Health, Pods, StandaloneConfig, WatchConfig, spawn_standalone};
-use crate::config::{ClusterConfig, Config, RequestConfig, TlsConfig};
+use crate::cluster::token::IssuerKey;
+use crate::cluster::{self, Api, Health, Pods, StandaloneConfig, WatchConfig, spawn_standalone};
+use crate::config::{ClusterConfig, Config, Faults, RequestConfig, TlsConfig};
 use crate::ingest::{self, Ingest};
 use crate::proxy::cluster::follow_secrets;
 use crate::proxy::follow::{self, Following};
+use crate::proxy::upstream::trust::Trust;
 use crate::proxy::wake::Scaler;
-use crate::proxy::{self, Proxy};
+use crate::proxy::{self, Proxy, ProxyConfig};
 use crate::server::tls::{Tls, TlsError};
 use crate::server::{Server, Shutdown, ShutdownTrigger, bind, with_fallbacks};
 use crate::table::Table;
@@ -47,15 +48,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why an activator did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// No certificate.
-    #[error("cannot serve TLS")]
-    Tls(#[from] TlsError),
-    /// No API server to talk to.
-    #[error("cannot reach a cluster")]
-    Cluster(#[from] ConnectError),
-    /// No key for standalone mode.
-    #[error("cannot stand in for a cluster")]
-    Key(#[from] TokenError),
+    /// Files that the configuration names cannot be used.
+    #[error(transparent)]
+    Config(#[from] Faults),
     /// An address is taken, or not ours.
     #[error("cannot listen on {address}")]
     Bind {
@@ -102,8 +97,13 @@ pub async fn run(
     mut signals: impl Stream<Item = ()> + Unpin,
 ) -> Result<(), RunError> {
     let config = within_descriptors(config);
-    let tls = open_tls(&config.tls)?;
-    let source = Source::open(&config.cluster).await?;
+    let mut faults = Faults::default();
+    let tls = faults.open("tls-cert", open_tls(&config.tls));
+    let source = Source::open(&config.cluster, &mut faults).await;
+    if let Some(requests) = &config.requests {
+        try_files(&requests.proxy, &mut faults);
+    }
+    let (tls, source) = faults.or(tls.zip(source))?;
     let instance = random_name()?;
     let admin_listener = listen("admin", config.admin_listen)?;
     let listener = listen("events", config.listen)?;
@@ -241,6 +241,14 @@ fn open_tls(config: &TlsConfig) -> Result<Option<Tls>, TlsError> {
     Ok(Some(tls.shown_by("events")))
 }
 
+/// Reads the files that the request path will use, to tell of all that cannot be.
+fn try_files(config: &ProxyConfig, faults: &mut Faults) {
+    for files in config.tls.iter().flat_map(|(_, certificates)| certificates) {
+        faults.open("proxy-certificate", Tls::from_files(files));
+    }
+    faults.open("upstream-ca", Trust::open(config.upstream_ca.clone(), config.upstream_identity.clone()));
+}
+
 /// A name that no other process has, so that nobody resumes a watch in the wrong one.
 fn random_name() -> Result<String, RunError> {
     let mut bytes = [0; 8];
@@ -290,17 +298,17 @@ fn fit(bounds: &mut [(usize, &mut usize)], most: usize) -> usize {
 }
 
 impl Source {
-    async fn open(config: &ClusterConfig) -> Result<Self, RunError> {
-        Ok(match config {
+    async fn open(config: &ClusterConfig, faults: &mut Faults) -> Option<Self> {
+        match config {
             ClusterConfig::Kubernetes { kubeconfig, context } => {
-                Self::Kubernetes(cluster::connect(kubeconfig.as_deref(), context.as_deref()).await?)
+                let client = cluster::connect(kubeconfig.as_deref(), context.as_deref()).await;
+                faults.open("kubeconfig", client).map(Self::Kubernetes)
             }
-            ClusterConfig::Standalone { manifests, issuer_key, issuer } => Self::Standalone {
-                manifests: manifests.clone(),
-                key: Arc::new(IssuerKey::load_or_create(issuer_key)?),
-                issuer: issuer.clone(),
-            },
-        })
+            ClusterConfig::Standalone { manifests, issuer_key, issuer } => {
+                let key = faults.open("issuer-key", IssuerKey::load_or_create(issuer_key))?;
+                Some(Self::Standalone { manifests: manifests.clone(), key: Arc::new(key), issuer: issuer.clone() })
+            }
+        }
     }
 
     fn spawn(

@@ -8,6 +8,7 @@ use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, header};
+use metrics::counter;
 use podlight_proto::ErrorCode;
 use tokio::sync::Semaphore;
 
@@ -131,7 +132,8 @@ impl Refused {
         Self { retry_after: Some(retry_after), ..self }
     }
 
-    fn busy(description: &str) -> Self {
+    fn busy(bound: &'static str, description: &str) -> Self {
+        counter!("podlight_shed_total", "bound" => bound).increment(1);
         Self::new(ErrorCode::RateLimited, description).after(BUSY_RETRY)
     }
 }

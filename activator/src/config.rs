@@ -1,6 +1,7 @@
 //! The command line and the environment, turned into checked settings. Every fault is found and told at once, before anything is
 //! opened, bound or asked.
 
+use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -350,6 +351,11 @@ impl Faults {
     /// Takes the value, or notes the fault and goes on without.
     pub(crate) fn note<T>(&mut self, flag: &str, result: Result<T, impl fmt::Display>) -> Option<T> {
         result.map_err(|fault| self.add(flag, fault)).ok()
+    }
+
+    /// The same for what a file is to hold: with the causes of the error.
+    pub(crate) fn open<T, E: Error + Send + Sync + 'static>(&mut self, flag: &str, result: Result<T, E>) -> Option<T> {
+        self.note(flag, result.map_err(|error| format!("{:#}", anyhow::Error::from(error))))
     }
 
     pub(crate) fn each(

@@ -230,6 +230,18 @@ fn as_gauge(n: usize) -> f64 {
     f64::from(u32::try_from(n).unwrap_or(u32::MAX))
 }
 
+/// Reads a document of keys, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_keys(document: &[u8]) -> bool {
+    jwks::KeySet::parse(document).is_ok()
+}
+
+/// Reads an Authorization header's value, for the fuzz target.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_authorization(value: &[u8]) -> bool {
+    http::HeaderValue::from_bytes(value).is_ok_and(|value| handler::bearer(&value).is_ok())
+}
+
 /// Reads a token's shape, for the fuzz target.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_token(text: &str, now_ms: u64) -> bool {

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use clap::Parser as _;
 use futures::Stream;
+use podlight_activator::activator::RunError;
 use podlight_activator::cluster::token::IssuerKey;
 use podlight_activator::config::{Args, Command, Config, EXIT_CONFIG, Faults, RunArgs, TokenConfig};
 use podlight_activator::inject::command::{self, InjectArgs};
@@ -53,7 +54,12 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     let attachment = config.xdp.as_ref().map(Attachment::make);
     // As many workers as cores.
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
-    runtime.block_on(async { activator::run(config, attachment, metrics, signals()?).await.map_err(Into::into) })
+    runtime.block_on(async {
+        activator::run(config, attachment, metrics, signals()?).await.map_err(|error| match error {
+            RunError::Config(faults) => faults.into(),
+            error => error.into(),
+        })
+    })
 }
 
 fn answer_reviews(config: WebhookConfig) -> anyhow::Result<()> {

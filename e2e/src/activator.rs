@@ -345,14 +345,30 @@ impl Activator {
     /// # Errors
     /// When it cannot be started.
     pub async fn run_status(&self, token: &str, namespace: &str) -> Result<(ExitStatus, String)> {
-        let token_file = tempfile::NamedTempFile::new_in(self.folder.path())?;
-        std::fs::write(token_file.path(), token)?;
         let mut command = std::process::Command::new(binary("podlight-activator")?);
-        command.args(["status", "--server", &self.url(), "--namespace", namespace, "--token-file"]);
-        command.arg(token_file.path());
+        command.args(self.status_arguments(token, namespace)?);
         let output = tokio::task::spawn_blocking(move || command.output()).await??;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status, String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Starts `podlight-activator status --watch` against it. What it prints is its log.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn watch_status(&self, token: &str, namespace: &str) -> Result<Process> {
+        let arguments = self.status_arguments(token, namespace)?;
+        Process::start(&binary("podlight-activator")?, &self.folder.path().join("status.log"), |command| {
+            command.args(&arguments).arg("--watch");
+        })
+    }
+
+    fn status_arguments(&self, token: &str, namespace: &str) -> Result<Vec<String>> {
+        let file = self.folder.path().join(format!("{namespace}.token"));
+        std::fs::write(&file, token)?;
+        let flags = [("server", self.url()), ("namespace", namespace.to_owned())];
+        let flags = flags.map(|(name, value)| format!("--{name}={value}"));
+        Ok([vec!["status".to_owned(), format!("--token-file={}", file.display())], flags.to_vec()].concat())
     }
 
     /// The last lines of its log.

@@ -107,6 +107,17 @@ fn column(name: &str, text: &str) -> String {
     )
 }
 
+/// For how long the only endpoint of `shop/web` is said to be what it is, as a regular expression.
+fn is_so_for(pattern: &str) -> String {
+    format!(
+        r#"(() => {{
+            const table = document.querySelector('[data-target="shop/web"] table');
+            const column = [...(table?.tHead.rows[0].cells ?? [])].findIndex((cell) => cell.textContent === "For");
+            return /^{pattern}$/.test(table?.tBodies[0].rows[0].cells[column]?.textContent ?? "");
+        }})()"#
+    )
+}
+
 /// How many requests `shop/web` is shown to hold.
 fn held(requests: usize) -> String {
     format!(r#"document.querySelector('[data-target="shop/web"] [data-held]')?.dataset.held === "{requests}""#)
@@ -125,6 +136,8 @@ async fn the_page_follows_a_target_from_its_held_requests_to_their_release() -> 
     page.wait_for(r#"document.querySelector('[data-target="shop/web"]') !== null"#).await?;
     page.wait_for(&column("state", "not-ready")).await?;
     page.wait_for(&column("source", "observed")).await?;
+    // Nobody has said since when.
+    page.wait_for(&is_so_for("unknown")).await?;
     page.wait_for(&held(0)).await?;
 
     let client = http_client()?;
@@ -145,6 +158,9 @@ async fn the_page_follows_a_target_from_its_held_requests_to_their_release() -> 
     for answer in requests {
         assert_eq!(answer.await??.status(), 200);
     }
+    // Once it is known it grows, also when nothing else changes.
+    page.wait_for(&is_so_for(r"\d+(\.\d+)? (ms|s)")).await?;
+    page.wait_for(&is_so_for(r"([3-9]|[1-9]\d)(\.\d+)? s")).await?;
     page.wait_for(&column("in-flight", "0")).await?;
     page.wait_for("document.querySelector('#lag caption')?.textContent.startsWith('pushed: ')").await?;
 

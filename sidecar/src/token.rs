@@ -84,15 +84,20 @@ impl Token {
         self.expires_at.cast_signed().saturating_sub(now_seconds.cast_signed())
     }
 
-    /// How it stands at a time.
-    pub fn health(&self, now_seconds: u64) -> Health {
+    /// Seconds since the kubelet should have replaced it; 0 before.
+    pub fn rotation_overdue(&self, now_seconds: u64) -> u64 {
         let life = self.expires_at.saturating_sub(self.issued_at);
         let rotation = self.issued_at.saturating_add(life / 5 * 4).saturating_add(ROTATION_MARGIN_SECONDS);
+        now_seconds.saturating_sub(rotation)
+    }
+
+    /// How it stands at a time.
+    pub fn health(&self, now_seconds: u64) -> Health {
         if now_seconds >= self.expires_at {
             Health::Expired
         } else if now_seconds + EXPIRING_SECONDS > self.expires_at {
             Health::Expiring
-        } else if now_seconds > rotation {
+        } else if self.rotation_overdue(now_seconds) > 0 {
             Health::RotationStuck
         } else {
             Health::Fine
@@ -133,6 +138,7 @@ impl Tokens {
         }
         let token = self.current.borrow().clone()?;
         gauge!("podlight_sidecar_token_expiry_seconds").set(token.seconds_left(now_seconds) as f64);
+        gauge!("podlight_sidecar_token_rotation_overdue_seconds").set(token.rotation_overdue(now_seconds) as f64);
         let health = token.health(now_seconds);
         if health != looking.warned {
             looking.warned = health;
@@ -207,6 +213,7 @@ mod tests {
             (3600, Health::Expired),
         ] {
             assert_eq!(token.health(now), health, "at {now}");
+            assert_eq!(token.rotation_overdue(now), now.saturating_sub(3000), "at {now}");
         }
     }
 

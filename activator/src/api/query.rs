@@ -42,7 +42,7 @@ pub(super) async fn one(
 
 fn respond(api: Arc<ApiState>, snapshots: Vec<Arc<GroupSnapshot>>) -> Result<Response, Refused> {
     let permit = Arc::clone(&api.queries).try_acquire_owned();
-    let permit = permit.map_err(|_| Refused::busy("too many queries are under way"))?;
+    let permit = permit.map_err(|_| Refused::busy("queries", "too many queries are under way"))?;
     let (mut pieces, body) = answer(permit);
     tokio::spawn(async move {
         if let Err(cut) = write(&api, &snapshots, &mut pieces).await {

@@ -72,7 +72,7 @@ pub(super) async fn watch(
     api.admit(&headers, uri.path()).await?;
     let wanted = Wanted::read(wanted, &headers)?;
     let permit = Arc::clone(&api.readers).try_acquire_owned();
-    let permit = permit.map_err(|_| Refused::busy("too many readers watch"))?;
+    let permit = permit.map_err(|_| Refused::busy("readers", "too many readers watch"))?;
     let (pieces, body) = answer(permit);
     tokio::spawn(Reader { api, wanted, pieces }.run());
     Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")], body).into_response())

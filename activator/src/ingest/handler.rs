@@ -79,7 +79,9 @@ impl Ingest {
         let place = self.in_flight.enter().ok_or(Shed::InFlight)?;
         check_head(request.headers())?;
         let (parts, body) = request.into_parts();
-        let body = tokio::time::timeout(self.body_timeout, read(body)).await.map_err(|_| Refusal::SlowBody)??;
+        let body = tokio::time::timeout(self.body_timeout, read(body))
+            .await
+            .map_err(|_| Refusal::SlowBody(self.body_timeout))??;
         let event = UnverifiedEvent::parse(&body)?;
         Ok(Received { event, token: authorization(&parts.headers)?, peer, _place: place })
     }
@@ -258,7 +260,7 @@ fn authorization(headers: &HeaderMap) -> Result<Option<HeaderValue>, Refusal> {
 }
 
 /// The token in an Authorization header (RFC 6750 §2.1); the scheme in any case (RFC 9110 §11.1).
-fn bearer(header: &HeaderValue) -> Result<&str, Refusal> {
+pub(super) fn bearer(header: &HeaderValue) -> Result<&str, Refusal> {
     let text = header.to_str().map_err(|_| Refusal::NotBearer)?;
     let (scheme, token) = text.split_once(' ').ok_or(Refusal::NotBearer)?;
     let token = token.trim_start_matches(' ');

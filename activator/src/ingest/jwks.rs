@@ -56,9 +56,9 @@ impl KeyError {
     /// The metric label.
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Unavailable => "keys_unavailable",
-            Self::Unknown => "unknown_key",
-            Self::Algorithm => "key_algorithm",
+            Self::Unavailable => "token_keys_unavailable",
+            Self::Unknown => "token_key_unknown",
+            Self::Algorithm => "token_key_algorithm",
             Self::Signature => "token_signature",
         }
     }
@@ -66,7 +66,7 @@ impl KeyError {
 
 /// Why a fetch brought no keys.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("the API server did not hand out its token keys")]
     Api(#[from] ApiError),
     #[error("the token keys are not a JSON Web Key Set")]
@@ -76,7 +76,7 @@ enum FetchError {
 }
 
 /// The public keys of one document.
-struct KeySet {
+pub(super) struct KeySet {
     by_id: HashMap<String, Vec<(Algorithm, ParsedPublicKey)>>,
 }
 
@@ -101,7 +101,7 @@ struct Jwk {
 
 impl KeySet {
     /// Reads a document. A key of a kind we do not know is left out, as RFC 7517 §5 has it.
-    fn parse(json: &[u8]) -> Result<Self, FetchError> {
+    pub(super) fn parse(json: &[u8]) -> Result<Self, FetchError> {
         let document: Document = serde_json::from_slice(json)?;
         let mut by_id: HashMap<String, Vec<_>> = HashMap::new();
         for jwk in document.keys.into_iter().take(MAX_KEYS) {

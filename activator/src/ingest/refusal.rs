@@ -38,8 +38,8 @@ pub(super) enum Refusal {
     MediaType,
     #[error("an event has at most {MAX_EVENT_BYTES} bytes")]
     TooLarge,
-    #[error("the body did not arrive within 10 s")]
-    SlowBody,
+    #[error("the body did not arrive within {} s", .0.as_secs_f64())]
+    SlowBody(Duration),
     #[error("the body broke off")]
     BrokenBody,
     #[error("there must be one Authorization header at most")]
@@ -74,7 +74,7 @@ impl Refusal {
         match self {
             Self::MediaType => ErrorCode::UnsupportedMediaType,
             Self::TooLarge => ErrorCode::TooLarge,
-            Self::SlowBody => ErrorCode::Timeout,
+            Self::SlowBody(_) => ErrorCode::Timeout,
             Self::BrokenBody | Self::Authorizations => ErrorCode::InvalidRequest,
             Self::NotBearer => ErrorCode::AuthenticationFailed,
             Self::Event(error) => error.code(),
@@ -101,7 +101,7 @@ impl Refusal {
         match self {
             Self::MediaType => "media_type",
             Self::TooLarge => "too_large",
-            Self::SlowBody => "slow_body",
+            Self::SlowBody(_) => "slow_body",
             Self::BrokenBody => "broken_body",
             Self::Authorizations => "authorizations",
             Self::NotBearer => "not_bearer",
@@ -129,7 +129,7 @@ impl Refusal {
             Self::Ownership(_) | Self::Session(_) | Self::Shed(Shed::SourceRate(_)) => false,
             Self::MediaType
             | Self::TooLarge
-            | Self::SlowBody
+            | Self::SlowBody(_)
             | Self::BrokenBody
             | Self::Authorizations
             | Self::NotBearer
@@ -149,7 +149,7 @@ impl Refusal {
             Self::TableOverloaded => Some("table"),
             Self::MediaType
             | Self::TooLarge
-            | Self::SlowBody
+            | Self::SlowBody(_)
             | Self::BrokenBody
             | Self::Authorizations
             | Self::NotBearer
@@ -229,4 +229,103 @@ pub(super) fn json(status: StatusCode, body: &impl serde::Serialize) -> Response
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::ingest::jwks::KeyError;
+    use crate::ingest::token::TokenError;
+
+    /// Every cause there is, but for those inside of [`EventError::Shape`].
+    fn all() -> Vec<Refusal> {
+        let (text, wait) = (String::new, Duration::ZERO);
+        let events = [
+            EventError::NotCompact,
+            EventError::Header(text()),
+            EventError::Key(text()),
+            EventError::Claims(text()),
+            EventError::Audience,
+            EventError::TokenHash,
+            EventError::Signature,
+            EventError::Stale(31),
+            EventError::BootAhead,
+        ];
+        let tokens = [
+            TokenError::TooLong,
+            TokenError::NotCompact,
+            TokenError::Header(text()),
+            TokenError::Algorithm,
+            TokenError::Claims(text()),
+            TokenError::Audience,
+            TokenError::Expired,
+            TokenError::NotYetValid,
+            TokenError::Issuer,
+            TokenError::Subject,
+            TokenError::NotOfAPod,
+        ];
+        let keys = [KeyError::Unavailable, KeyError::Unknown, KeyError::Algorithm, KeyError::Signature];
+        let reviews = [AuthError::Rejected("".into()), AuthError::Unavailable(None), AuthError::Overloaded];
+        let pods = [
+            OwnershipError::NoSuchPod,
+            OwnershipError::OtherPod,
+            OwnershipError::OtherServiceAccount,
+            OwnershipError::Ended,
+            OwnershipError::Terminating,
+            OwnershipError::Address,
+            OwnershipError::Revision,
+            OwnershipError::AddressNotPublished,
+            OwnershipError::Unavailable(None),
+            OwnershipError::Overloaded,
+        ];
+        let sessions = [
+            SessionError::UnknownKey,
+            SessionError::OtherKey,
+            SessionError::BindingExpired,
+            SessionError::OtherPod,
+            SessionError::Full,
+        ];
+        let sheds = [Shed::Rate(wait), Shed::SourceRate(wait), Shed::InFlight, Shed::Waiting];
+        let mut all = vec![
+            Refusal::MediaType,
+            Refusal::TooLarge,
+            Refusal::SlowBody(wait),
+            Refusal::BrokenBody,
+            Refusal::Authorizations,
+            Refusal::NotBearer,
+            Refusal::NotSynced,
+            Refusal::Closed,
+            Refusal::Gone,
+            Refusal::TableOverloaded,
+            Refusal::Lost,
+        ];
+        all.extend(events.into_iter().map(Refusal::Event));
+        all.extend(tokens.into_iter().map(|error| Refusal::Auth(error.into())));
+        all.extend(keys.into_iter().map(|error| Refusal::Auth(error.into())));
+        all.extend(reviews.into_iter().map(Refusal::Auth));
+        all.extend(pods.into_iter().map(Refusal::Ownership));
+        all.extend(sessions.into_iter().map(Refusal::Session));
+        all.extend(sheds.into_iter().map(Refusal::Shed));
+        all
+    }
+
+    #[test]
+    fn every_cause_has_a_label_of_its_own() {
+        let mut seen = HashMap::new();
+        for refusal in all() {
+            let text = format!("{refusal:?}");
+            let other = seen.insert(refusal.label(), text.clone());
+            assert_eq!(other, None, "{text} has the same label: {}", refusal.label());
+        }
+    }
+
+    #[test]
+    fn whoever_is_put_off_is_told_for_how_long_and_nobody_else_is() {
+        for refusal in all() {
+            let status = refusal.code().status();
+            assert_eq!(refusal.retry_after(0).is_some(), matches!(status, 429 | 503), "{refusal:?}: {status}");
+        }
+    }
 }

@@ -91,17 +91,17 @@ impl TokenError {
     /// The metric label.
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::TooLong => "too_long",
-            Self::NotCompact => "not_compact",
-            Self::Header(_) => "header",
-            Self::Algorithm => "algorithm",
-            Self::Claims(_) => "claims",
-            Self::Audience => "audience",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not_yet_valid",
-            Self::Issuer => "issuer",
-            Self::Subject => "subject",
-            Self::NotOfAPod => "not_of_a_pod",
+            Self::TooLong => "token_too_long",
+            Self::NotCompact => "token_not_compact",
+            Self::Header(_) => "token_header",
+            Self::Algorithm => "token_algorithm",
+            Self::Claims(_) => "token_claims",
+            Self::Audience => "token_audience",
+            Self::Expired => "token_expired",
+            Self::NotYetValid => "token_not_yet_valid",
+            Self::Issuer => "token_issuer",
+            Self::Subject => "token_subject",
+            Self::NotOfAPod => "token_not_of_a_pod",
         }
     }
 }

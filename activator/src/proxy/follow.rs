@@ -260,23 +260,22 @@ impl Follower {
         concerned.iter().for_each(|key| self.tell(key));
     }
 
-    /// Tells a Service's owner of faults that are new.
+    /// Tells a Service's owner of its faults when they are others than before: of all of them, since only what is told
+    /// last may be read.
     fn tell(&mut self, key: &GroupKey) {
         let (Some(watched), Some(listed)) = (self.watched.get_mut(key), self.table.get(key)) else { return };
         if watched.told == listed.faults {
             return;
         }
-        let fresh: Vec<TargetFault> =
-            listed.faults.iter().filter(|fault| !watched.told.contains(fault)).cloned().collect();
-        count(&watched.told, -1.0);
-        count(&listed.faults, 1.0);
-        watched.told.clone_from(&listed.faults);
-        for fault in &fresh {
+        for fault in listed.faults.iter().filter(|fault| !watched.told.contains(fault)) {
             let (namespace, service) = (&*key.namespace, &*key.service);
             tracing::warn!(namespace, service, %fault, "a Service cannot be routed as it asks");
         }
-        if !fresh.is_empty() {
-            self.reporter.report(&watched.service, &fresh);
+        count(&watched.told, -1.0);
+        count(&listed.faults, 1.0);
+        watched.told.clone_from(&listed.faults);
+        if !watched.told.is_empty() {
+            self.reporter.report(&watched.service, &watched.told);
         }
     }
 }

@@ -147,14 +147,14 @@ impl Worker {
                 Ok(response) => return Ok(response),
                 // Nobody said that it was there: it is held for whatever comes first. Or it is there no more.
                 Err(Failure { retry: Some(retry), .. }) if request.is_some() && retry.is_no_try(guess) => {
-                    self.meters.retried(retry);
+                    self.meters.retried(retry, plan.settings.mode);
                 }
                 Err(Failure { fault, retry: Some(retry) }) if request.is_some() && tried.len() + 1 < TRIES => {
                     if matches!(fault, Fault::Tls(_)) {
                         // No time mends a certificate: another pod at once, or none.
                         deadline = tokio::time::Instant::now();
                     }
-                    self.meters.retried(retry);
+                    self.meters.retried(retry, plan.settings.mode);
                     tried.push(backend);
                     failed = Some(fault);
                 }
@@ -217,11 +217,12 @@ impl Worker {
                 return Err(Failure { fault: Fault::Refused, retry: Some(Retry::Replaced) });
             }
             let head = request.as_ref().and_then(Head::of);
+            let bodiless = head.is_some();
             let begun = Instant::now();
             let lost = match self.exchange(&mut link, request, plan).await {
                 Ok((response, keeper)) => {
                     lease.answered();
-                    self.meters.answered(response.status(), lease.way(), begun.elapsed());
+                    self.meters.answered(response.status(), lease.way(), plan.settings.mode, begun.elapsed());
                     return self.pass_on(client, plan, lease, response, Carrier { link, keeper });
                 }
                 Err(lost) => lost,
@@ -233,11 +234,14 @@ impl Worker {
             let timed_out = lost.fault == Fault::ResponseTimeout;
             if was_there && request.is_some() && !timed_out {
                 // Its other end had been closed: that says nothing about the backend.
-                self.meters.retried(Retry::Stale);
+                self.meters.retried(Retry::Stale, plan.settings.mode);
                 continue;
             }
             if unsent {
                 lease.refused();
+            } else if timed_out && bodiless {
+                // With a body it may have been the client that was waited for.
+                lease.timed_out();
             }
             let retry = if timed_out { Retry::ResponseTimeout } else { Retry::Reset };
             return Err(Failure { fault: lost.fault, retry: Some(retry) });

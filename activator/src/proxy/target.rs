@@ -19,6 +19,7 @@ mod grant;
 mod hold;
 pub mod hub;
 mod lease;
+mod meters;
 mod quarantine;
 mod reach;
 mod roster;
@@ -204,7 +205,7 @@ impl Target {
         now: Duration,
         ahead: u32,
     ) -> Result<Hold, Refusal> {
-        let permit = self.hub.reserve(state.held(), ahead).ok_or(Refusal::Full)?;
+        let permit = self.hub.reserve(state.held(), ahead, self.settings.load().mode).ok_or(Refusal::Full)?;
         let (waiter, answer) = oneshot::channel();
         let ticket = state.hold(waiter, avoid, now);
         let errands = state.errands(now);

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use super::{Endpoint, Key, Port};
 
 /// Names of the columns.
-const HEADER: [&str; 9] = ["NAMESPACE", "SERVICE", "POD", "STATE", "SOURCE", "AGE", "ADDRESSES", "PORTS", "REVISION"];
+const HEADER: [&str; 10] =
+    ["NAMESPACE", "SERVICE", "POD", "STATE", "SOURCE", "AGE", "ADDRESSES", "PORTS", "REVISION", "UID"];
 
 /// Room for the headers, and for every state and source that may come later.
-const LEAST: [usize; HEADER.len()] = [9, 7, 3, 11, 8, 4, 9, 5, 8];
+const LEAST: [usize; HEADER.len()] = [9, 7, 3, 11, 8, 4, 9, 5, 8, 3];
 
 /// What stands where there is nothing to say.
 const NOTHING: &str = "-";
@@ -21,7 +22,7 @@ pub(super) type Cells = [String; HEADER.len()];
 
 /// The cells of one endpoint.
 pub(super) fn cells((namespace, service, _): &Key, endpoint: &Endpoint) -> Cells {
-    let pod = endpoint.pod.as_ref().map_or(NOTHING, |pod| &pod.name);
+    let (pod, uid) = endpoint.pod.as_ref().map_or((NOTHING, NOTHING), |pod| (&pod.name, &pod.uid));
     let ports: Vec<String> = endpoint.ports.iter().map(written_port).collect();
     [
         namespace.clone(),
@@ -33,6 +34,7 @@ pub(super) fn cells((namespace, service, _): &Key, endpoint: &Endpoint) -> Cells
         joined(&endpoint.addresses),
         joined(&ports),
         if endpoint.revision.is_empty() { NOTHING.to_owned() } else { endpoint.revision.clone() },
+        uid.to_owned(),
     ]
 }
 

@@ -40,9 +40,9 @@ fn the_table_has_a_line_an_endpoint() {
     assert_eq!(
         lines,
         [
-            "NAMESPACE   SERVICE   POD     STATE         SOURCE     AGE    ADDRESSES          PORTS       REVISION",
-            "shop        web       web-0   ready         pushed     65s    10.0.0.1,fd00::1   http:8080   -",
-            "shop        web       web-1   not-ready     pushed     0s     10.0.0.1,fd00::1   http:8080   -",
+            "NAMESPACE   SERVICE   POD     STATE         SOURCE     AGE    ADDRESSES          PORTS       REVISION   UID",
+            "shop        web       web-0   ready         pushed     65s    10.0.0.1,fd00::1   http:8080   -          uid-web-0",
+            "shop        web       web-1   not-ready     pushed     0s     10.0.0.1,fd00::1   http:8080   -          uid-web-1",
         ]
     );
 }
@@ -99,7 +99,7 @@ fn an_endpoint_without_a_pod_goes_by_its_id() {
     ]);
     assert_eq!(
         lines[1].split_whitespace().collect::<Vec<_>>()[2..],
-        ["-", "ready", "observed", "-", "10.0.0.1", "80", "-"]
+        ["-", "ready", "observed", "-", "10.0.0.1", "80", "-", "-"]
     );
     assert!(lines[2].contains("gone"), "{lines:?}");
 }

@@ -2,20 +2,15 @@
 //! that is gone, or cut off for a while. Sockets that are open stay open, and nobody is told. Needs root and `ip` (iproute2), and the
 //! kernel takes all of it away with this process, however that ends.
 
-use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tempfile::TempDir;
+use anyhow::{Result, anyhow, bail, ensure};
 
-use crate::control_plane::process::Process;
-use crate::eventually::eventually;
+use crate::net::namespace;
+use crate::net::tools::output;
 
 /// Numbers of islands that one process tries: others may have theirs.
 const NUMBERS: u8 = 64;
@@ -23,58 +18,31 @@ const NUMBERS: u8 = 64;
 /// A namespace, joined to this one by a pair of devices.
 #[derive(Debug)]
 pub struct Island {
-    // Ended before the folder that it logs into.
     namespace: Arc<Namespace>,
     number: u8,
     next: AtomicU8,
-    _folder: TempDir,
 }
 
-/// A network namespace, which lives as long as the process that holds it.
+/// A network namespace for the sockets of this runtime.
 #[derive(Debug)]
-pub struct Namespace(Process);
+pub struct Namespace(namespace::Namespace);
 
 impl Namespace {
-    async fn new(folder: &Path) -> Result<Self> {
-        ensure!(rustix::process::geteuid().is_root(), "network namespaces take root: run this as root");
-        let holder = Process::start(Path::new("unshare"), &folder.join("holder.log"), |command| {
-            command.args(["--net", "--", "sleep", "infinity"]);
-        })?;
-        let namespace = Self(holder);
-        let ours = fs::read_link("/proc/self/ns/net")?;
-        eventually("the namespace is there", async || {
-            ensure!(namespace.0.is_running(), "no namespace: {}", namespace.0.log_tail());
-            Ok((fs::read_link(namespace.path())? != ours).then_some(()))
-        })
-        .await?;
-        Ok(namespace)
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/proc/{}/ns/net", self.0.id()).into()
-    }
-
     /// Does something on a thread that is in here. Sockets made there stay in here.
     ///
     /// # Errors
     /// When it fails.
     pub fn within<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let runtime = tokio::runtime::Handle::current();
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                let _runtime = runtime.enter();
-                let file = File::open(self.path()).context("the namespace has gone")?;
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-                act()
-            });
-            thread.join().map_err(|_| anyhow!("a thread in a namespace panicked"))?
+        self.0.within(|| {
+            let _runtime = runtime.enter();
+            act()
         })
     }
 
     async fn ip(&self, arguments: &str) -> Result<()> {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).args(["--", "ip"]).args(arguments.split(' '));
-        run(command).await
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        self.0.run("ip", &arguments).await.map(drop)
     }
 }
 
@@ -84,10 +52,9 @@ impl Island {
     /// # Errors
     /// When this process may not: it takes root, and a test that cannot have it has failed.
     pub async fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("podlight-island.").tempdir()?;
-        let namespace = Arc::new(Namespace::new(folder.path()).await?);
+        let namespace = Arc::new(Namespace(namespace::Namespace::new().await?));
         // What is for no address of it is to be dropped, not sent back.
-        namespace.within(|| Ok(fs::write("/proc/sys/net/ipv4/ip_forward", "0")?))?;
+        namespace.0.sysctl("ipv4/ip_forward", "0")?;
         let first = u8::try_from(std::process::id() % 256)?;
         for number in (0..NUMBERS).map(|n| first.wrapping_add(n)) {
             let device = device(number);
@@ -97,16 +64,13 @@ impl Island {
                 continue;
             }
             let (near, far) = (format!("198.19.{number}.1"), format!("198.19.{number}.2"));
-            for step in
-                ["link set lo up".to_owned(), format!("addr add {far}/30 dev eth0"), "link set eth0 up".to_owned()]
-            {
-                namespace.ip(&step).await?;
-            }
+            namespace.ip(&format!("addr add {far}/30 dev eth0")).await?;
+            namespace.ip("link set eth0 up").await?;
             ip(&format!("addr add {near}/30 dev {device}")).await?;
             ip(&format!("link set {device} up")).await?;
             ip(&format!("route add 198.18.{number}.0/24 via {far}")).await?;
             namespace.ip(&format!("route add default via {near}")).await?;
-            return Ok(Self { namespace, number, next: AtomicU8::new(1), _folder: folder });
+            return Ok(Self { namespace, number, next: AtomicU8::new(1) });
         }
         bail!(
             "no island is free, or this process may make none: {:#}",
@@ -162,14 +126,5 @@ fn device(number: u8) -> String {
 async fn ip(arguments: &str) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(arguments.split(' '));
-    run(command).await
-}
-
-async fn run(mut command: Command) -> Result<()> {
-    let line = format!("{command:?}");
-    let output = tokio::task::spawn_blocking(move || command.output()).await?;
-    let output = output.with_context(|| format!("cannot run {line}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{line} ended with {}: {said}", output.status);
-    Ok(())
+    output(command).await.map(drop)
 }

@@ -53,6 +53,30 @@ async fn faults_of_the_configuration_are_all_told_before_anything_is_bound() -> 
 }
 
 #[tokio::test]
+async fn files_that_cannot_be_used_are_all_told_before_anything_is_bound() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let listen = format!("--listen={}", taken.local_addr()?);
+    let folder = tempfile::tempdir()?;
+    let no = |name: &str| folder.path().join(name).display().to_string();
+    let files = [
+        format!("--tls-cert={}", no("tls.crt")),
+        format!("--tls-key={}", no("tls.key")),
+        format!("--kubeconfig={}", no("kubeconfig")),
+        format!("--proxy-certificate={}:{}", no("proxy.crt"), no("proxy.key")),
+        format!("--upstream-ca={}", no("ca.crt")),
+    ];
+    let mut arguments = vec!["--proxy-listen=127.0.0.1:0", "--proxy-tls-listen=127.0.0.1:0", &listen];
+    arguments.extend(files.iter().map(String::as_str));
+    let output = run("podlight-activator", &arguments).await?;
+    let said = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    for file in ["tls.crt", "kubeconfig", "proxy.crt", "ca.crt"] {
+        assert!(said.contains(&no(file)), "{file} is not told of:\n{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_ends_the_process_with_a_reason() -> Result<()> {
     let scene = scene().await;
     let taken = scene.activators[0].port();

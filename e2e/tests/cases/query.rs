@@ -126,8 +126,32 @@ async fn the_status_command_prints_the_same_as_a_table() -> Result<()> {
     web.sender.tell(&base, Kind::Ready).await?;
     let (status, said) = scene.activators[0].run_status(scene.reader_token(), &shop.namespace).await?;
     assert_eq!(status.code(), Some(0), "{said}");
-    for word in ["web-1", "ready", "pushed", "r1"] {
+    for word in ["web-1", "ready", "pushed", "r1", &uid(&web.pod)] {
         assert!(said.contains(word), "{word:?} is missing:\n{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_status_command_goes_on_with_a_line_for_each_change() -> Result<()> {
+    let scene = scene().await;
+    let shop = scene.shop().await?;
+    let web = shop.web("web-1").await?;
+    let base = scene.activators[0].url();
+    web.sender.introduce(&base, &web.token).await?;
+    let status = scene.activators[0].watch_status(scene.reader_token(), &shop.namespace)?;
+    let shows = async |state: &str| {
+        eventually(&format!("a line says {state}"), async || {
+            let said = status.log_tail();
+            let state = format!(" {state} ");
+            Ok(said.lines().any(|line| line.contains("web-1") && line.contains(&state)).then_some(()))
+        })
+        .await
+    };
+    shows("not-ready").await?;
+    for (kind, state) in [(Kind::Ready, "ready"), (Kind::Draining, "draining")] {
+        web.sender.tell(&base, kind).await?;
+        shows(state).await?;
     }
     Ok(())
 }

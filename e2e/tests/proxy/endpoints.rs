@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::discovery::v1::{EndpointHints, ForZone};
 use podlight_e2e::backend::{Backend, PORT};
+use podlight_e2e::control_plane::process::free_port;
 use podlight_e2e::control_plane::{ContainerSpec, PodState, SliceSpec};
 use podlight_e2e::proxy::client::{self, ask, get};
 use podlight_e2e::proxy::counts::wait_held;
@@ -38,7 +39,7 @@ async fn case_13_a_dual_stack_pod_is_one_endpoint_and_the_services_first_family_
         stage.create_service(spec).await?;
         let address = nowhere();
         let [four, six] = [address, "::1".parse::<IpAddr>()?];
-        let port = podlight_e2e::control_plane::process::free_port()?;
+        let port = free_port()?;
         let app = |pod: &str, address| {
             let app = Backend::at_port(pod, SocketAddr::new(address, port));
             app.listen().map(|()| app)
@@ -127,7 +128,7 @@ async fn case_14_only_the_first_address_of_an_endpoint_counts_and_none_is_passed
 async fn case_15_ipv6_hosts_have_brackets_and_addresses_are_compared_parsed() -> Result<()> {
     let stage = Stage::standalone().await?;
     bare(&stage, "six").await?;
-    let port = podlight_e2e::control_plane::process::free_port()?;
+    let port = free_port()?;
     let app = Backend::at_port("six", SocketAddr::new("::1".parse()?, port));
     app.listen()?;
     // The same address in two spellings is one endpoint.
@@ -223,6 +224,35 @@ async fn case_18_a_pod_without_an_address_is_waited_for_and_one_that_changes_it_
 }
 
 #[tokio::test]
+async fn case_18_a_push_before_the_pods_address_is_published_releases_requests_to_where_it_comes_from() -> Result<()> {
+    let stage = Stage::standalone().await?;
+    stage.create_service(stage.service("web")).await?;
+    // The only address that an event may name while the API server names none.
+    let (here, port) = (IpAddr::from([127, 0, 0, 1]), free_port()?);
+    let app = Backend::at_port("pushed", SocketAddr::new(here, port));
+    app.listen()?;
+    let spec = stage.bare_pod_spec("web", "web-1").container(ContainerSpec::new("app").port("http", port));
+    let pod = stage.create_pod(spec, &PodState::new().phase("Pending")).await?;
+    stage.wait("web", "web-1", "not-ready observed").await?;
+    let held = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
+    wait_held(stage.activator(), 1).await?;
+    let (base, addresses) = (stage.activator().url(), [here.to_string()]);
+    let event = |kind| pod.sender().event(kind).addresses(&addresses.each_ref().map(String::as_str));
+    event(Kind::NotReady).token(&pod.token).sign().post(&base).await?.accepted()?;
+    let endpoint = stage.wait("web", "web-1", "not-ready pushed").await?;
+    assert_eq!((endpoint.addresses, app.connections()), (addresses.to_vec(), 0), "it is known, and not asked");
+    event(Kind::Ready).sign().post(&base).await?.accepted()?;
+    assert_eq!(held.await??.pod()?, "pushed");
+    // Once there is a published one, that counts.
+    let published = Backend::at_port("published", SocketAddr::new(nowhere(), port));
+    published.listen()?;
+    stage.set_state("web-1", &running_ready(published.address().ip())).await?;
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "published")).await?;
+    assert_eq!(stage.get("web", "/").await?.pod()?, "published");
+    Ok(())
+}
+
+#[tokio::test]
 async fn case_19_a_terminating_pod_that_serves_is_the_last_resort_and_one_that_does_not_is_none() -> Result<()> {
     let stage = Stage::standalone().await?;
     bare(&stage, "bare").await?;
@@ -242,6 +272,59 @@ async fn case_19_a_terminating_pod_that_serves_is_the_last_resort_and_one_that_d
     stage.put_slice(slice(&stage, "bare-1", "bare").endpoint(&gone, false, false, true)).await?;
     stage.until(&stage.host("bare"), |answer| answer.status == 504).await?;
     assert_eq!(apps[2].requests(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_19_the_only_pod_of_a_selector_is_asked_while_it_terminates_and_serves_until_it_is_gone() -> Result<()> {
+    let stage = Stage::on(scene().await, |spec| spec).await?;
+    stage.create_service(stage.service("web").headless().annotation(HOLD, "1s")).await?;
+    let leaving = stage.ready_web("web", "leaving").await?;
+    stage.set_state("leaving", &running_ready(leaving.pod.address)).await?;
+    stage.until(&stage.host("web"), |answer| answer.status == 200).await?;
+    let under_way = client::start(stage.proxy()?, get(&stage.host("web"), "/gate"));
+    leaving.app.wait_at_gate(1).await?;
+    stage.delete_pod("leaving", 600).await?;
+    stage.wait("web", "leaving", "terminating observed").await?;
+    for _ in 0..10 {
+        assert_eq!(stage.get("web", "/").await?.pod()?, "leaving");
+    }
+    // As soon as there is another, that one takes them all.
+    let next = stage.ready_web("web", "next").await?;
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "next")).await?;
+    for _ in 0..10 {
+        assert_eq!(stage.get("web", "/").await?.pod()?, "next");
+    }
+    next.pod.say(Kind::NotReady).await?;
+    stage.wait("web", "next", "not-ready pushed").await?;
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "leaving")).await?;
+    leaving.app.open_gate(true);
+    assert_eq!(under_way.await??.pod()?, "leaving");
+    stage.delete_pod("leaving", 0).await?;
+    stage.reader()?.wait_gone(&stage.namespace, "web", "leaving").await?;
+    stage.until(&stage.host("web"), |answer| answer.status == 504).await?.refused(504)?;
+    let asked = (leaving.app.requests(), next.app.requests());
+    stage.get("web", "/").await?.refused(504)?;
+    assert_eq!((leaving.app.requests(), next.app.requests()), asked);
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_19_a_terminating_pod_that_stops_serving_is_asked_no_more() -> Result<()> {
+    let stage = Stage::on(scene().await, |spec| spec).await?;
+    stage.create_service(stage.service("web").headless().annotation(HOLD, "1s")).await?;
+    let leaving = stage.ready_web("web", "leaving").await?;
+    stage.set_state("leaving", &running_ready(leaving.pod.address)).await?;
+    stage.delete_pod("leaving", 600).await?;
+    stage.wait("web", "leaving", "terminating observed").await?;
+    assert_eq!(stage.get("web", "/").await?.pod()?, "leaving");
+    // Its kubelet finds that it does not answer its probe.
+    stage.set_state("leaving", &running(leaving.pod.address)).await?;
+    stage.until(&stage.host("web"), |answer| answer.status == 504).await?.refused(504)?;
+    let asked = leaving.app.requests();
+    stage.get("web", "/").await?.refused(504)?;
+    assert_eq!(leaving.app.requests(), asked);
+    stage.delete_pod("leaving", 0).await?;
     Ok(())
 }
 
@@ -367,6 +450,31 @@ async fn case_24_a_headless_service_goes_straight_to_pods_in_every_mode() -> Res
     // Nobody is ready: there is no ClusterIP to fall back to.
     stage.create_service(stage.service("empty").headless().annotation(HOLD, "1s")).await?;
     stage.until(&stage.host("empty"), |answer| answer.status == 504).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn case_24_a_pod_of_a_stateful_set_by_its_own_host_name_is_404_that_names_it() -> Result<()> {
+    let stage = Stage::on(scene().await, |spec| spec).await?;
+    stage.create_service(stage.service("web").headless()).await?;
+    let app = Backend::start("web-0")?;
+    // As its controller makes it: DNS has a name for this pod alone.
+    let spec = stage.pod_spec("web", "web-0").with(|spec| {
+        spec.hostname = Some("web-0".to_owned());
+        spec.subdomain = Some("web".to_owned());
+    });
+    let pod = stage.create_pod(spec, &running(app.address().ip())).await?;
+    pod.ready().await?;
+    stage.until(&stage.host("web"), |answer| answer.pod().is_ok_and(|pod| pod == "web-0")).await?;
+    let asked = app.requests();
+    let name = format!("web-0.{}", stage.host("web"));
+    for host in [name.clone(), format!("{name}.svc"), format!("{name}.svc.cluster.local")] {
+        let answer = ask(stage.proxy()?, get(&host, "/")).await?;
+        answer.refused(404)?;
+        assert_eq!(answer.error(), "unknown-host", "{host}");
+        ensure!(answer.text().contains(&host), "{}", answer.text());
+    }
+    assert_eq!(app.requests(), asked, "it is not supported, and nobody else is asked instead");
     Ok(())
 }
 

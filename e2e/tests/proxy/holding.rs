@@ -47,6 +47,11 @@ async fn case_29_a_held_request_is_answered_when_the_api_server_says_that_a_pod_
     wait_held(stage.activator(), 1).await?;
     stage.set_state("web-1", &podlight_e2e::proxy::stage::running_ready(web.pod.address)).await?;
     assert_eq!(held.await??.pod()?, "web-1");
+    let metrics = stage.activator().metrics().await?;
+    for (source, released) in [("watch", 1.0), ("push", 0.0)] {
+        assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", source)]), released, "{source}");
+        assert_eq!(metrics.sum("podlight_proxy_held_seconds_count", &[("source", source)]), released, "{source}");
+    }
     Ok(())
 }
 
@@ -152,14 +157,17 @@ async fn a_request_is_held_until_its_deadline_and_told_504() -> Result<()> {
     let took = begun.elapsed();
     ensure!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "{took:?}");
     wait_held(stage.activator(), 0).await?;
-    // A target's own deadline goes before.
-    stage.annotate("web", "podlight.dev/hold-timeout", Some("60s")).await?;
-    let begun = Instant::now();
-    let held = client::start(stage.proxy()?, get(&stage.host("web"), "/"));
+    // A target's own deadline goes before: it is held while whoever came later is told.
+    stage.create_service(stage.service("own").annotation("podlight.dev/hold-timeout", "60s")).await?;
+    let own = stage.web("own", "own-1").await?;
+    own.pod.introduce().await?;
+    stage.wait("own", "own-1", "not-ready pushed").await?;
+    let held = client::start(stage.proxy()?, get(&stage.host("own"), "/"));
     wait_held(stage.activator(), 1).await?;
-    // The annotation is read within a second; a request that came before has the old deadline.
-    drop(held.await??);
-    ensure!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    stage.get("web", "/").await?.refused(504)?;
+    wait_held(stage.activator(), 1).await?;
+    own.pod.say(Kind::Ready).await?;
+    assert_eq!(held.await??.pod()?, "own-1");
     Ok(())
 }
 

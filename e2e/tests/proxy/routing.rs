@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use podlight_e2e::control_plane::ServiceSpec;
+use podlight_e2e::eventually::eventually;
 use podlight_e2e::proxy::client::{Connection, ask, get};
 use podlight_e2e::proxy::stage::{ROUTE, Stage};
 
-use crate::scene;
+use crate::{scene, told};
 
 const HOSTS: &str = "podlight.dev/hosts";
 
@@ -109,8 +110,16 @@ async fn of_two_services_that_claim_a_host_the_older_keeps_it_and_the_other_is_r
     stage.until(&stage.host("ant"), |answer| answer.status == 200).await?;
     stage.until(&host, |answer| answer.status == 200).await?;
     assert_eq!(ask(stage.proxy()?, get(&host, "/")).await?.pod()?, "zebra-1");
+    let conflict = format!("{host} belongs to {}/zebra", stage.namespace);
     let page = stage.activator().admin("/status").await?;
-    ensure!(page.body.contains(&host) && page.body.contains("ant"), "not reported: {}", page.body);
+    ensure!(page.body.contains(&conflict), "not reported: {}", page.body);
+    eventually("an Event tells the owner of the younger", async || {
+        let events = told(&stage, "ant", "HostConflict").await?;
+        ensure!(events.iter().any(|event| event.contains(&conflict)), "{events:?}");
+        Ok(Some(()))
+    })
+    .await?;
+    assert_eq!(told(&stage, "zebra", "HostConflict").await?, [""; 0], "the older has it");
     // Once it is free, it is the other's.
     stage.annotate("zebra", HOSTS, None).await?;
     stage.until(&host, |answer| answer.pod().is_ok_and(|pod| pod == "ant-1")).await?;

@@ -22,8 +22,8 @@ mod chaos;
 
 use chaos::{Blow, Chaos, PODS, Pods};
 
-/// Without `SOAK_SECONDS`: enough for several blows of each kind.
-const SECONDS: u64 = 30;
+/// Without `SOAK_SECONDS`: enough for many blows of each kind.
+const SECONDS: u64 = 120;
 
 /// Clients of each version of HTTP.
 const CLIENTS: usize = 16;

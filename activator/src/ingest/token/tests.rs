@@ -53,6 +53,16 @@ fn a_projected_token_reads_as_its_pod() {
 }
 
 #[test]
+fn a_token_of_any_configured_issuer_is_taken_and_no_other() {
+    let issuers = ["https://old".to_owned(), "https://issuer".to_owned()];
+    for (issuer, taken) in [("https://old", true), ("https://issuer", true), ("https://elsewhere", false)] {
+        let token = token(&rs256(), &with("/iss", json!(issuer)));
+        let parsed = UnverifiedToken::parse(&token, &issuers, NOW * 1000).map(|_| ());
+        assert_eq!(parsed, if taken { Ok(()) } else { Err(TokenError::Issuer) }, "{issuer}");
+    }
+}
+
+#[test]
 fn algorithms_off_the_list_are_refused_by_name() {
     for alg in ["none", "None", "HS256", "HS384", "HS512", "EdDSA", "ES512", "rs256", ""] {
         assert_eq!(parse(&json!({"alg": alg, "kid": "k"}), &claims()), Err(TokenError::Algorithm), "{alg}");

@@ -74,7 +74,7 @@ impl Serialize for TargetFault {
 
 /// Whoever tells a Service's owner of faults, as an Event on the Service.
 pub trait Reporter: Send + Sync + 'static {
-    /// Faults that a Service has now and had not before. Must not block.
+    /// All faults that a Service has now, whenever they are others than before and there is one. Must not block.
     fn report(&self, service: &Arc<Service>, faults: &[TargetFault]);
 }
 

@@ -229,6 +229,27 @@ async fn settings_are_live_and_a_bad_annotation_keeps_the_last_good_value_and_is
 }
 
 #[tokio::test]
+async fn each_report_names_all_faults_that_a_service_has_then() {
+    let faults = [("concurrency", "many"), ("hold-timeout", "long"), ("scale-target", "web")];
+    let world = World::with(vec![service("web")]).await;
+    for count in 1..=faults.len() {
+        world.put(annotated(service("web"), &faults[..count])).await;
+        assert_named(&world.reports(), &faults[..count]);
+    }
+    world.put(annotated(service("web"), &faults[1..])).await;
+    assert_named(&world.reports(), &faults[1..]);
+    world.put(service("web")).await;
+    assert_eq!(world.reports(), Vec::<String>::new());
+}
+
+/// That these annotations are what was reported, each once.
+fn assert_named(reports: &[String], annotations: &[(&str, &str)]) {
+    let names = |report: &String, name: &str| report.starts_with(&format!("web: podlight.dev/{name}: "));
+    let named = annotations.iter().all(|(name, _)| reports.iter().any(|report| names(report, name)));
+    assert!(named && reports.len() == annotations.len(), "{reports:?}");
+}
+
+#[tokio::test]
 async fn a_host_lost_to_an_older_service_is_reported_to_its_owner() {
     let hosts = [("hosts", "web.example.com")];
     let young = Service { created_seconds: 9, ..annotated(service("young"), &hosts) };

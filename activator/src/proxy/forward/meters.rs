@@ -6,7 +6,7 @@ use http::StatusCode;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use crate::proxy::fault::Fault;
-use crate::proxy::target::Way;
+use crate::proxy::target::{Mode, Way};
 
 /// Why a request was sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +65,11 @@ const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 pub(in crate::proxy) struct Meters {
     /// By class and way.
     requests: [[Counter; 2]; CLASSES.len()],
-    retries: [Counter; Retry::ALL.len()],
+    /// By reason and mode.
+    retries: [[Counter; Mode::ALL.len()]; Retry::ALL.len()],
     connect_seconds: Histogram,
-    response_seconds: [Histogram; 2],
+    /// By way and mode.
+    response_seconds: [[Histogram; Mode::ALL.len()]; 2],
     opened: Counter,
     failed: Counter,
     reused: Counter,
@@ -89,12 +91,21 @@ impl Meters {
         let requests = |outcome: &'static str| {
             WAYS.map(|way| counter!("podlight_proxy_requests_total", "outcome" => outcome, "way" => way.as_str()))
         };
+        let retries = |why: Retry| {
+            Mode::ALL
+                .map(|mode| counter!("podlight_proxy_retries_total", "reason" => why.label(), "mode" => mode.as_str()))
+        };
+        let response_seconds = |way: Way| {
+            Mode::ALL.map(
+                |mode| histogram!("podlight_proxy_response_seconds", "way" => way.as_str(), "mode" => mode.as_str()),
+            )
+        };
         let connections = |how: &'static str| counter!("podlight_proxy_upstream_connections_total", "how" => how);
         Self {
             requests: CLASSES.map(requests),
-            retries: Retry::ALL.map(|why| counter!("podlight_proxy_retries_total", "reason" => why.label())),
+            retries: Retry::ALL.map(retries),
             connect_seconds: histogram!("podlight_proxy_connect_seconds"),
-            response_seconds: WAYS.map(|way| histogram!("podlight_proxy_response_seconds", "way" => way.as_str())),
+            response_seconds: WAYS.map(response_seconds),
             opened: connections("opened"),
             failed: connections("failed"),
             reused: connections("reused"),
@@ -103,10 +114,10 @@ impl Meters {
     }
 
     /// A pod has answered, so long after the request was sent.
-    pub(super) fn answered(&self, status: StatusCode, way: Way, after: Duration) {
+    pub(super) fn answered(&self, status: StatusCode, way: Way, mode: Mode, after: Duration) {
         let class = usize::from(status.as_u16() / 100);
         self.requests[if class < CLASSES.len() { class } else { 0 }][place(way)].increment(1);
-        self.response_seconds[place(way)].record(after.as_secs_f64());
+        self.response_seconds[place(way)][mode as usize].record(after.as_secs_f64());
     }
 
     /// A request was answered by the proxy itself.
@@ -115,8 +126,8 @@ impl Meters {
         counter!("podlight_proxy_requests_total", "outcome" => fault.label(), "way" => "none").increment(1);
     }
 
-    pub(super) fn retried(&self, why: Retry) {
-        self.retries[why as usize].increment(1);
+    pub(super) fn retried(&self, why: Retry, mode: Mode) {
+        self.retries[why as usize][mode as usize].increment(1);
     }
 
     /// A connection to a backend was opened or not.

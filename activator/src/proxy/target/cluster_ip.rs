@@ -55,12 +55,14 @@ impl ClusterIp {
         self.quarantine.until()
     }
 
-    /// A place on it, unless it has `most` requests.
-    pub(super) fn pick(&mut self, most: u32, now: Duration) -> Option<Grant> {
-        let backend = Arc::clone(self.backend.as_ref()?);
-        if self.in_flight >= most || !matches!(self.quarantine.trust(), Trust::Open | Trust::Half) {
-            return None;
-        }
+    /// Whether it is neither shut nor being tried after that.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.quarantine.trust(), Trust::Open | Trust::Half)
+    }
+
+    /// A place on it, if it is live. How many requests it may have is for others to say.
+    pub(super) fn pick(&mut self, now: Duration) -> Option<Grant> {
+        let backend = Arc::clone(self.backend.as_ref().filter(|_| self.is_live())?);
         self.in_flight += 1;
         let epoch = self.quarantine.sent(now);
         let probe = self.quarantine.trust() != Trust::Open;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use metrics::gauge;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Target;
+use super::meters::{Meters, OfMode};
+use super::settings::Mode;
 use super::state::Bounds;
 
 /// Bounds of all targets.
@@ -66,6 +67,7 @@ pub struct Hub {
     max_held: usize,
     held_body: AtomicU64,
     max_held_body: u64,
+    meters: Meters,
     alarms: mpsc::UnboundedSender<Alarm>,
     scale: mpsc::UnboundedSender<Arc<Target>>,
 }
@@ -84,6 +86,7 @@ impl Hub {
             max_held: config.max_held,
             held_body: AtomicU64::new(0),
             max_held_body: config.max_held_body,
+            meters: Meters::new(),
             alarms,
             scale,
         };
@@ -104,16 +107,21 @@ impl Hub {
         self.started.elapsed()
     }
 
+    /// What is counted of targets in a mode.
+    pub(super) fn meters(&self, mode: Mode) -> &OfMode {
+        self.meters.of(mode)
+    }
+
     /// Room for one more held request of a target that holds so many, until the permit is dropped. No target ever gets
     /// more room than is left for all others, so that one in a rush takes half of it at most, and two a third each
     /// (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998).
-    /// `ahead` are the bytes of its body that may be in memory meanwhile.
-    pub(super) fn reserve(self: &Arc<Self>, holds: usize, ahead: u32) -> Option<Permit> {
+    /// `ahead` are the bytes of its body that may be in memory meanwhile. It counts as held in `mode` until then.
+    pub(super) fn reserve(self: &Arc<Self>, holds: usize, ahead: u32, mode: Mode) -> Option<Permit> {
         let more = |held: usize| (holds < self.max_held.saturating_sub(held)).then_some(held + 1);
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        gauge!("podlight_proxy_held").increment(1.0);
+        self.meters(mode).held();
         // From here on dropping it gives back what it has.
-        let mut permit = Permit { hub: Arc::clone(self), ahead: 0 };
+        let mut permit = Permit { hub: Arc::clone(self), ahead: 0, mode };
         if ahead > 0 {
             let more = |body: u64| Some(body + u64::from(ahead)).filter(|body| *body <= self.max_held_body);
             self.held_body.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
@@ -138,12 +146,20 @@ impl Hub {
 pub(super) struct Permit {
     hub: Arc<Hub>,
     ahead: u32,
+    mode: Mode,
+}
+
+impl Permit {
+    /// What is counted of targets as this one was when the request came.
+    pub(super) fn meters(&self) -> &OfMode {
+        self.hub.meters(self.mode)
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.hub.held_body.fetch_sub(u64::from(self.ahead), Ordering::Relaxed);
         self.hub.held.fetch_sub(1, Ordering::Relaxed);
-        gauge!("podlight_proxy_held").decrement(1.0);
+        self.meters().left();
     }
 }

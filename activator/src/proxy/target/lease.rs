@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use metrics::{counter, histogram};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -97,7 +96,7 @@ impl Lease {
         if let Some(place) = self.place
             && self.target.change(|state, now, _| state.failed(place, self.epoch, reason, now))
         {
-            counter!("podlight_proxy_quarantines_total", "reason" => reason.label()).increment(1);
+            self.target.hub.meters(self.target.settings.load().mode).quarantined(reason);
             if reason == Reason::TimedOut {
                 // Each connection to it that is there would cost a request as long again.
                 self.backend.disconnect();
@@ -127,12 +126,12 @@ pub(super) struct Hold {
     answer: oneshot::Receiver<Answer>,
     /// Whether it has been told something: then it is in the queue no more.
     told: bool,
-    _permit: Permit,
+    permit: Permit,
 }
 
 impl Hold {
     pub(super) fn new(target: &Arc<Target>, ticket: Ticket, answer: oneshot::Receiver<Answer>, permit: Permit) -> Self {
-        Self { target: Arc::clone(target), ticket, answer, told: false, _permit: permit }
+        Self { target: Arc::clone(target), ticket, answer, told: false, permit }
     }
 
     /// Waits to be told.
@@ -150,7 +149,7 @@ impl Hold {
         };
         self.told = true;
         if let Ok(lease) = &answer {
-            released(lease);
+            self.permit.meters().released(lease.source, lease.held.unwrap_or_default());
         }
         answer
     }
@@ -163,13 +162,4 @@ impl Drop for Hold {
             self.target.change(|state, now, out| drop(state.cancel(self.ticket, now, out)));
         }
     }
-}
-
-fn released(lease: &Lease) {
-    let source = match lease.source {
-        Source::Pushed => "push",
-        Source::Observed => "watch",
-    };
-    counter!("podlight_proxy_released_total", "source" => source).increment(1);
-    histogram!("podlight_proxy_held_seconds", "source" => source).record(lease.held.unwrap_or_default().as_secs_f64());
 }

@@ -57,6 +57,7 @@ struct Filed {
     open: Option<(Tier, u32)>,
     shut: Option<(Tier, Duration)>,
     until: Option<Duration>,
+    in_flight: u32,
     api_ready: Option<Duration>,
     known: bool,
     pushed: bool,
@@ -70,6 +71,8 @@ struct Indexes {
     live: [usize; 3],
     /// Of these, the ones that may have another request.
     open: [Candidates; 3],
+    /// Requests that the endpoints of each tier have.
+    in_flight: [u64; 3],
     /// The ones that are shut, in each tier the one tried longest ago first.
     shut: BTreeSet<(Tier, Duration, u32)>,
     /// When time alone changes whom to trust.
@@ -198,6 +201,12 @@ impl Roster {
     /// Endpoints of a tier, shut or not.
     pub(super) fn seats(&self, tier: Tier) -> usize {
         self.indexes.seats[tier as usize]
+    }
+
+    /// Endpoints of the best tier that has any, shut or not, and the requests they have.
+    pub(super) fn usable(&self) -> (usize, u64) {
+        let tier = Tier::ALL.into_iter().find(|tier| self.seats(*tier) > 0);
+        tier.map_or((0, 0), |tier| (self.seats(tier), self.indexes.in_flight[tier as usize]))
     }
 
     /// Endpoints that may have requests, shut or not.
@@ -341,7 +350,7 @@ impl Roster {
         let trust = slot.quarantine.trust();
         let is_shut = matches!(trust, Trust::Shut { .. });
         let takes_more = slot.in_flight < reach.most();
-        let tier = slot.tier;
+        let (tier, in_flight) = (slot.tier, slot.in_flight);
         let live = tier.filter(|_| matches!(trust, Trust::Open | Trust::Half));
         let shut = tier.filter(|_| is_shut).map(|tier| (tier, slot.tried_at));
         let until = slot.quarantine.until().filter(|_| slot.endpoint.is_some());
@@ -351,6 +360,12 @@ impl Roster {
                 count(&mut indexes.seats[each as usize], filed.tier == Some(each), tier == Some(each));
                 count(&mut indexes.live[each as usize], filed.live == Some(each), live == Some(each));
             }
+        }
+        if let Some(tier) = filed.tier {
+            indexes.in_flight[tier as usize] -= u64::from(filed.in_flight);
+        }
+        if let Some(tier) = tier {
+            indexes.in_flight[tier as usize] += u64::from(in_flight);
         }
         let in_shut = |(tier, tried_at)| (tier, tried_at, at);
         move_in(&mut indexes.shut, filed.shut.map(in_shut), shut.map(in_shut));
@@ -365,7 +380,7 @@ impl Roster {
             stands = open.map(|tier| (tier, indexes.open[tier as usize].insert(at)));
         }
         let filed = &mut slots[at as usize].filed;
-        *filed = Filed { tier, live, open: stands, shut, until, ..*filed };
+        *filed = Filed { tier, live, open: stands, shut, until, in_flight, ..*filed };
     }
 }
 

@@ -23,6 +23,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All of them, each at its own number.
+    pub(in crate::proxy) const ALL: [Self; 3] = [Self::Always, Self::ColdStartOnly, Self::Disabled];
+
     /// As in annotations, JSON and metric labels.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -42,7 +45,7 @@ impl FromStr for Mode {
     type Err = NoMode;
 
     fn from_str(text: &str) -> Result<Self, NoMode> {
-        [Self::Always, Self::ColdStartOnly, Self::Disabled].into_iter().find(|m| m.as_str() == text).ok_or(NoMode)
+        Self::ALL.into_iter().find(|m| m.as_str() == text).ok_or(NoMode)
     }
 }
 
@@ -82,7 +85,8 @@ pub struct UpstreamTls {
 /// What is scaled up for held requests, in the Service's namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ScaleTarget {
-    /// Its kind, as it was written: `Deployment`, `deployment`, `rollouts.argoproj.io`.
+    /// Its kind, as it was written: `Deployment`, `StatefulSet` or `ReplicaSet`, any other with its API group, as
+    /// `Rollout.argoproj.io`.
     pub kind: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
@@ -115,7 +119,8 @@ pub struct Settings {
     pub protocol: AppProtocol,
     /// How their certificates are verified; present exactly when the protocol is [`AppProtocol::Https`].
     pub tls: Option<UpstreamTls>,
-    /// Most requests that one pod has at a time; unbounded when none.
+    /// Most requests that one pod has at a time; unbounded when none. Which pod the ClusterIP leads to is not ours to
+    /// say: through it all pods together have at most as many for each of them.
     pub concurrency: Option<NonZeroU32>,
     /// What to scale up while requests are held.
     pub scale_target: Option<ScaleTarget>,

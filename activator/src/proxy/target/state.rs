@@ -277,9 +277,8 @@ impl<W> TargetState<W> {
         self.roster.lapse(now);
         self.cluster_ip.quarantine().lapse(now);
         match self.settings.mode {
-            Mode::ColdStartOnly if self.cluster_ip_leads_from().is_some_and(|from| from <= now) => {
-                self.pick_cluster_ip(now).or_else(|| self.pick_direct(avoid, now))
-            }
+            // While it refuses, straight to the pod rather than hold; when it has all that it may, hold.
+            Mode::ColdStartOnly if self.cluster_ip_leads(now) && self.cluster_ip.is_live() => self.pick_cluster_ip(now),
             Mode::Disabled if self.cluster_ip.id().is_some() => {
                 let leads_somewhere = self.roster.all_seats() > 0;
                 if leads_somewhere { self.pick_cluster_ip(now) } else { None }
@@ -289,6 +288,10 @@ impl<W> TargetState<W> {
     }
 
     fn pick_direct(&mut self, avoid: &Avoid, now: Duration) -> Option<Grant> {
+        // Any pod may be the one that has what went through the ClusterIP.
+        if self.cluster_ip.in_flight() > 0 && self.is_full() {
+            return None;
+        }
         if let Some(tier) = self.roster.best() {
             return self.roster.pick(tier, avoid, now);
         }
@@ -298,10 +301,19 @@ impl<W> TargetState<W> {
     }
 
     fn pick_cluster_ip(&mut self, now: Duration) -> Option<Grant> {
-        // Which pod it leads to is not ours to say: what all of them may have together is the bound.
-        let pods = u32::try_from(self.roster.all_seats().max(1)).unwrap_or(u32::MAX);
-        let most = self.settings.concurrency.map_or(u32::MAX, |limit| limit.get().saturating_mul(pods));
-        self.cluster_ip.pick(most, now)
+        if self.is_full() { None } else { self.cluster_ip.pick(now) }
+    }
+
+    /// Whether the usable pods have as many requests as they may have together, whichever way these went: all that can
+    /// be bounded of what goes through the ClusterIP, since which pod it leads to is not ours to say.
+    fn is_full(&self) -> bool {
+        let (pods, direct) = self.roster.usable();
+        let requests = direct + u64::from(self.cluster_ip.in_flight());
+        self.settings.concurrency.is_some_and(|limit| requests >= u64::from(limit.get()) * pods.max(1) as u64)
+    }
+
+    fn cluster_ip_leads(&self, now: Duration) -> bool {
+        self.cluster_ip_leads_from().is_some_and(|from| from <= now)
     }
 
     /// From when on the ClusterIP leads to an endpoint, as far as one can tell.

@@ -180,6 +180,38 @@ async fn a_pod_that_does_not_answer_in_time_is_asked_three_times_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_pod_that_takes_three_requests_and_answers_none_in_time_is_quarantined() {
+    let pod = Pod::new().await;
+    let config = ProxyConfig { response_timeout: Some(Duration::from_millis(50)), ..config() };
+    let scene = Scene::start(config, settings(), &[pod.address]);
+    let quarantine = || scene.target.load(1).backends.first().and_then(|backend| backend.quarantine_seconds);
+    let (mut peer, mut silent) = (scene.connect().await, Vec::new());
+    peer.send(GET).await;
+    for _ in 0..3 {
+        let mut there = pod.accept().await;
+        there.until("\r\n\r\n").await;
+        silent.push(there);
+    }
+    assert!(peer.answer().await.contains("podlight-error: response-timeout\r\n"));
+    assert!(quarantine().is_some_and(|seconds| seconds > 20.0), "{:?}", quarantine());
+}
+
+#[tokio::test]
+async fn a_client_that_is_slow_to_send_its_body_is_no_fault_of_the_pods() {
+    let pod = Pod::new().await;
+    let config = ProxyConfig { response_timeout: Some(Duration::from_millis(50)), ..config() };
+    let scene = Scene::start(config, settings(), &[pod.address]);
+    for _ in 0..3 {
+        let mut peer = scene.connect().await;
+        peer.send("POST / HTTP/1.1\r\nhost: web.test\r\ncontent-length: 9\r\n\r\nslow").await;
+        let mut there = pod.accept().await;
+        there.until("slow").await;
+        assert!(peer.answer().await.contains("podlight-error: response-timeout\r\n"));
+    }
+    assert!(scene.target.load(1).backends.iter().all(|backend| backend.quarantine_seconds.is_none()));
+}
+
+#[tokio::test]
 async fn a_pod_that_cannot_be_reached_at_its_first_address_is_at_its_other_one() {
     let pod = Echo::http1().await;
     let mut scene = Scene::of(settings(), &[]);

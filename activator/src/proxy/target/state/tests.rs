@@ -633,6 +633,52 @@ fn cold_start_only_goes_straight_to_the_pod_while_the_cluster_ip_may_lag() {
 }
 
 #[test]
+fn a_cluster_ip_that_has_all_it_may_has_others_wait_and_nobody_goes_around_it() {
+    let web = annotated(service("web"), &[("route", "cold-start-only")]);
+    let mut world = World::with(web.clone(), limited(settings(&web), 1));
+    world.put(serving(pushed("a", "10.0.0.1")));
+    world.after(Duration::from_secs(10));
+    let through = world.request().expect("free");
+    assert_eq!(through.backend.way(), Way::ClusterIp);
+    assert!(world.request().is_none());
+    world.end(&through);
+    assert_eq!(world.told().pop().map(Told::grant).map(|grant| grant.backend.way()), Some(Way::ClusterIp));
+}
+
+#[test]
+fn requests_of_both_ways_count_among_what_the_pods_may_have_together() {
+    let web = annotated(service("web"), &[("route", "cold-start-only")]);
+    let mut world = World::with(web.clone(), limited(settings(&web), 2));
+    world.put(serving(pushed("a", "10.0.0.1")));
+    world.put(serving(pushed("b", "10.0.0.2")));
+    let direct: Vec<Grant> = (0..3).map(|_| world.request().expect("free")).collect();
+    assert!(direct.iter().all(|grant| grant.backend.way() == Way::Direct));
+    world.after(Duration::from_secs(10));
+    let through = world.request().expect("the fourth");
+    assert_eq!(through.backend.way(), Way::ClusterIp);
+    assert!(world.request().is_none());
+    world.configure(limited(settings(&service("web")), 2));
+    assert!(world.told().is_empty(), "straight to a pod it would be the fifth as well");
+    world.end(&through);
+    assert_eq!(world.told().pop().map(Told::grant).map(|grant| grant.backend.way()), Some(Way::Direct));
+}
+
+#[test]
+fn what_a_pod_that_is_gone_had_is_not_counted_against_those_that_are_there() {
+    let web = annotated(service("web"), &[("route", "disabled")]);
+    let mut world = World::with(web.clone(), limited(settings(&service("web")), 1));
+    let old = pushed("old", "10.0.0.1");
+    world.put(old.clone());
+    let _running = world.request().expect("free");
+    world.configure(limited(settings(&web), 1));
+    assert!(world.request().is_none());
+    world.remove(&old);
+    world.put(pushed("new", "10.0.0.2"));
+    assert_eq!(world.told().pop().map(Told::grant).map(|grant| grant.backend.way()), Some(Way::ClusterIp));
+    assert!(world.request().is_none());
+}
+
+#[test]
 fn switching_the_mode_is_live() {
     let web = service("web");
     let mut world = World::new(web.clone());

@@ -56,7 +56,26 @@ impl Naive {
         self.running.iter().filter(|grant| super::address(grant) == address).count()
     }
 
+    /// The pods that a ClusterIP leads to, as far as one can tell.
+    fn usable(&self) -> Vec<u8> {
+        let any_ready = self.states.values().any(|state| *state == State::Ready);
+        let usable = |state: &State| if any_ready { *state == State::Ready } else { *state != State::NotReady };
+        self.states.iter().filter(|(_, state)| usable(state)).map(|(pod, _)| *pod).collect()
+    }
+
+    /// Once the ClusterIP has requests or gets one, only the sum over all pods can be bounded: it counts both ways.
+    fn check_sum(&self, grant: &Grant) {
+        let is_through = |grant: &&Grant| grant.backend.way() == Way::ClusterIp;
+        let through = self.running.iter().filter(is_through).count();
+        let Some(limit) = self.limit.filter(|_| through > 0 || is_through(&grant)) else { return };
+        let usable = self.usable();
+        let direct = self.running.iter().filter(|grant| !is_through(grant) && usable.contains(&pod_of(grant))).count();
+        let most = limit as usize * usable.len().max(1);
+        assert!(direct + through < most, "{direct} directly and {through} by the ClusterIP, of {most}");
+    }
+
     fn granted(&mut self, grant: Grant, mode: Mode) {
+        self.check_sum(&grant);
         if grant.backend.way() == Way::Direct {
             let pod = pod_of(&grant);
             let state = self.states.get(&pod).copied().expect("only endpoints that are there");

@@ -93,7 +93,6 @@ caught! {
     pushes_merged_by_arrival_are_caught: PushesByArrival,
     observations_merged_by_arrival_are_caught: ObservationsByArrival,
     a_relist_that_removes_nothing_is_caught: RelistRemovesNothing,
-    a_relist_that_removes_what_was_only_pushed_is_caught: RelistRemovesPushed,
     a_fetched_pod_without_guard_is_caught: FetchUnguarded,
     labels_that_are_frozen_are_caught: LabelsFrozen,
     uids_that_are_ignored_are_caught: UidIgnored,

@@ -59,8 +59,6 @@ pub enum Mutant {
     ObservationsByArrival,
     /// A re-list removes nothing.
     RelistRemovesNothing,
-    /// A re-list removes pods that only their sidecars have spoken of.
-    RelistRemovesPushed,
     /// A pod that one GET returned enters whatever was applied since it was asked for.
     FetchUnguarded,
     /// A pod's membership does not follow its labels.
@@ -85,7 +83,6 @@ pub(super) struct Bend {
     newest: HashMap<PodUid, Order>,
     drained: HashSet<PodUid>,
     named: HashMap<Arc<str>, PodRef>,
-    watched: HashSet<PodUid>,
 }
 
 impl Bend {
@@ -97,7 +94,6 @@ impl Bend {
             newest: HashMap::new(),
             drained: HashSet::new(),
             named: HashMap::new(),
-            watched: HashSet::new(),
         }
     }
 
@@ -108,23 +104,12 @@ impl Bend {
             (Mutant::DeletionIgnored, Update::Pod(Change::Gone(_)))
             | (Mutant::RelistRemovesNothing, Update::Pod(Change::ListDone)) => None,
             (Mutant::FetchUnguarded, Update::Fetched(pod, _)) => Some(Update::Pod(Change::Present(pod))),
-            (_, Update::Pod(Change::Present(pod))) => {
-                self.watched.insert(*pod.pod.uid());
-                Some(Update::Pod(Change::Present(self.observation(&pod))))
-            }
+            (_, Update::Pod(Change::Present(pod))) => Some(Update::Pod(Change::Present(self.observation(&pod)))),
             (_, Update::Fetched(pod, ListEpoch(asked))) => {
                 Some(Update::Fetched(self.observation(&pod), ListEpoch(asked)))
             }
             (_, update) => Some(update),
         }
-    }
-
-    /// Pods that go besides when a list has been read.
-    pub(super) fn unlisted(&self) -> Vec<PodUid> {
-        if self.mutant != Mutant::RelistRemovesPushed {
-            return Vec::new();
-        }
-        self.newest.keys().filter(|uid| !self.watched.contains(uid)).copied().collect()
     }
 
     fn observation(&mut self, pod: &Observation) -> Arc<Observation> {

@@ -99,9 +99,7 @@ impl Replica {
         self.reflect(&update);
         self.knowledge.told(&update, now);
         self.updates += 1;
-        let unlisted = if matches!(update, Update::Pod(Change::ListDone)) { self.bend.unlisted() } else { Vec::new() };
-        let gone = unlisted.into_iter().map(|uid| Update::Pod(Change::Gone(uid)));
-        for update in self.bend.update(update).into_iter().chain(gone) {
+        if let Some(update) = self.bend.update(update) {
             self.table.apply(update, both_clocks(now));
         }
         self.publish(now);

@@ -193,7 +193,11 @@ async fn a_fault_of_a_service_is_one_event_whoever_reports_it() -> Result<()> {
     let of_service = ListParams::default().fields("involvedObject.kind=Service,involvedObject.name=web");
     let told = async |words: &'static str| {
         eventually("the Event is there", async || {
-            let all = events.list(&of_service).await?.items;
+            // The API server reports on Services as well.
+            let ours = |event: &Event| {
+                event.source.as_ref().is_some_and(|source| source.component.as_deref() == Some("podlight-activator"))
+            };
+            let all: Vec<Event> = events.list(&of_service).await?.items.into_iter().filter(ours).collect();
             Ok(all.iter().any(|e| e.message.as_deref() == Some(words)).then_some(all))
         })
         .await

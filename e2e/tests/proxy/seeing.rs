@@ -26,8 +26,8 @@ async fn metrics_tell_what_was_held_released_and_answered_which_way_and_name_no_
     let metrics = stage.activator().metrics().await?;
     assert_eq!(metrics.sum(REQUESTS, &[("outcome", "2xx"), ("way", "direct")]), 2.0);
     assert_eq!(metrics.sum("podlight_proxy_released_total", &[("source", "push")]), 1.0);
-    ensure!(metrics.has("podlight_proxy_held_seconds_count", &[]), "no time held");
-    ensure!(metrics.has("podlight_proxy_response_seconds_count", &[]), "no latency");
+    assert_eq!(metrics.sum("podlight_proxy_held_seconds_count", &[("mode", "always")]), 1.0);
+    assert_eq!(metrics.sum("podlight_proxy_response_seconds_count", &[("mode", "always"), ("way", "direct")]), 2.0);
     for name in ["web-1", &stage.host("web"), &web.pod.address.to_string()] {
         ensure!(!metrics.text().contains(name), "a label says {name}");
     }

@@ -23,6 +23,10 @@ use crate::{
 /// sends no second full segment before it has the reply to the first, which is the only one that is read.
 const V4_SEGMENT: u16 = 1_460;
 const V6_SEGMENT: u16 = 1_440;
+/// Words of a TCP header without options. A cookie is made of one: it is then that of the least segment size, which nothing
+/// here asks the cookie about. The kernel takes as many sequence numbers for right as it knows segment sizes, and those are
+/// the first segment's own and numbers *before* it, where no peer has data. Of another size, bytes behind the first pass too.
+const BARE: u8 = 5;
 /// The window once the reply is under way. What comes then is acknowledged and forgotten.
 const WINDOW: u16 = u16::MAX;
 
@@ -146,14 +150,14 @@ fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> 
     if usize::from(options.segment) < REPLY_BYTES {
         return Fate::Pass(Counter::PassedSyn);
     }
-    let header = 20 + (length & 0x3c);
     let tcp = (&raw mut scratch.tcp).cast();
-    // SAFETY: header and options lie behind each other and are 60 bytes at most, which the verifier checks.
+    scratch.tcp.offset = BARE << 4;
+    // SAFETY: both headers are whole.
     let cookie = unsafe {
         if packet.is_v6 {
-            bpf_tcp_raw_gen_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp, header)
+            bpf_tcp_raw_gen_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp, u32::from(BARE) * 4)
         } else {
-            bpf_tcp_raw_gen_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp, header)
+            bpf_tcp_raw_gen_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp, u32::from(BARE) * 4)
         }
     };
     if cookie < 0 {

@@ -14,7 +14,7 @@ SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
 .PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
-    advisories fmt image xdp xdp-check ci clean
+    advisories fmt image root xdp xdp-check ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,7 +46,10 @@ peers: ## Install nginx, HAProxy, wrk, iperf3, nmap and other programs that figu
 test: build control-plane browser peers ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
 
-test-xdp: build peers ## Probes answered by the kernel, in network namespaces (root)
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "FAILED: this takes root (network namespaces, BPF); nothing was done" >&2; exit 1; }
+
+test-xdp: root build peers ## Probes answered by the kernel, in network namespaces (root; fails where it may not)
 	$(CARGO) test $(PROFILE) --workspace --features podlight-xdp/user --test program
 	$(CARGO) test $(PROFILE) --workspace --test xdp
 
@@ -63,7 +66,7 @@ bench: build dist-sidecar control-plane peers ## Print the tables of figures: ma
 bench-%: build dist-sidecar control-plane peers
 	@$(BIN)/podlight-bench $*
 
-bench-xdp: build peers ## The figures of probes answered by the kernel, beside nginx (root)
+bench-xdp: root build peers ## The figures of probes answered by the kernel, beside nginx (root)
 	@$(BIN)/podlight-bench xdp
 
 fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each
@@ -99,6 +102,7 @@ ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check
 	$(MAKE) demo DEMO_EXIT=1
 	$(MAKE) test
+	$(MAKE) test-xdp
 
 clean: ## Remove what was built in the checkout
 	$(CARGO) clean

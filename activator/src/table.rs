@@ -297,6 +297,8 @@ pub struct Table {
     group_indices: HashMap<GroupKey, GroupIndex>,
     slices: HashMap<SliceKey, (Arc<Slice>, ListEpoch)>,
     slices_of: HashMap<GroupKey, BTreeSet<SliceKey>>,
+    /// Services whose slices have changed since their endpoints were made of them.
+    resliced: HashSet<GroupKey>,
     namespaces: HashMap<Arc<str>, Namespace>,
     /// When to look at pods' leases: at or before their ends, which are whole seconds. A lease that was renewed since
     /// is looked at again at its new end, so that a heartbeat moves nothing here. A row knows which of its places
@@ -439,6 +441,7 @@ impl Table {
 
     /// Takes what has changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
+        self.settle();
         let mut groups = Vec::with_capacity(self.dirty.len() + self.removed.len());
         // A Service that went and came back is told as both.
         for (key, index) in std::mem::take(&mut self.removed) {
@@ -461,7 +464,7 @@ impl Table {
         self.rows.get(uid).map(|row| &row.entry)
     }
 
-    /// The endpoints of a Service.
+    /// The endpoints of a Service; those that slices name as they were when changes were taken last.
     pub fn group(&self, key: &GroupKey) -> Option<&GroupSnapshot> {
         self.group_indices.get(key).map(|index| &self.groups[index.0].snapshot)
     }
@@ -748,7 +751,17 @@ impl Table {
     fn slices_changed(&mut self, key: &GroupKey) {
         let Some(&index) = self.group_indices.get(key) else { return };
         if self.groups[index.0].service.as_ref().is_some_and(|service| service.selector.is_none()) {
-            self.rebuild_slices(index);
+            self.resliced.insert(key.clone());
+        }
+    }
+
+    /// Makes endpoints of the slices that have changed. Not with each slice: all of a Service's are gone through, and the list of
+    /// a large one has a thousand of them.
+    fn settle(&mut self) {
+        for key in std::mem::take(&mut self.resliced) {
+            if let Some(&index) = self.group_indices.get(&key) {
+                self.rebuild_slices(index);
+            }
         }
     }
 

@@ -14,6 +14,12 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 const SECONDS: [f64; 17] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0];
 
+/// Upper bounds of what happens within the process and its kernel: the readiness map's lag.
+const SHORT_SECONDS: [f64; 16] = [
+    0.000_01, 0.000_02, 0.000_03, 0.000_05, 0.000_075, 0.000_1, 0.000_15, 0.000_2, 0.000_3, 0.000_5, 0.001, 0.002,
+    0.005, 0.02, 0.1, 1.0,
+];
+
 /// Upper bounds of every histogram of bytes: up to the longest event and somewhat beyond.
 const BYTES: [f64; 8] = [256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 65_536.0];
 
@@ -70,7 +76,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, TelemetryError> {
 
 /// Without buckets the exporter would make summaries, which cannot be added up over replicas.
 fn builder() -> Result<PrometheusBuilder, BuildError> {
-    PrometheusBuilder::new().set_buckets(&SECONDS)?.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)
+    PrometheusBuilder::new()
+        .set_buckets(&SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES)?
+        .set_buckets_for_metric(Matcher::Full("podlight_xdp_lag_seconds".to_owned()), &SHORT_SECONDS)
 }
 
 #[cfg(test)]

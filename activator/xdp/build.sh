@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds the XDP program. Without arguments it replaces the committed object, with `--check` it compares and fails if they
-# differ. Needs a second compiler: Debian's rustc-web with its prebuilt `core` for BPF, and bpf-linker on the LLVM of the
+# Builds the XDP program, and the one that measures it. Without arguments it replaces the committed objects, with `--check` it
+# compares and fails if they differ. Needs a second compiler: Debian's rustc-web with its prebuilt `core` for BPF, and bpf-linker on the LLVM of the
 # same version. What is missing is installed (as root, Debian 12's security archive); bpf-linker is built once into the
-# user's cache. The object depends on the versions below, so others are refused rather than used.
+# user's cache. The objects depend on the versions below, so others are refused rather than used.
 set -eu
 
 RUSTC_VERSION=1.96.0
@@ -52,20 +52,21 @@ export PATH="$tools/bin:$PATH"
 
 here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$here/../../target}/xdp
-# The prebuilt `core` wants a stable compiler to accept unstable features; paths must not reach the object.
+# The prebuilt `core` wants a stable compiler to accept unstable features; paths must not reach the objects.
 export RUSTC RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$target"
 export RUSTFLAGS="-C target-cpu=v3 --remap-path-prefix=$here=. --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo"
 unset CARGO_INCREMENTAL
 cd "$here/program"
-cargo build --quiet --release --locked --target bpfel-unknown-none || fail "the program does not build"
-built=$target/bpfel-unknown-none/release/podlight
-object=$here/podlight.o
-
-if [ "${1:-}" = --check ]; then
-    cmp "$built" "$object" || fail "activator/xdp/podlight.o is not what its source gives: run make xdp and commit it"
-    echo "activator/xdp/podlight.o is what its source gives ($(wc -c <"$object") bytes)"
-else
-    cp "$built" "$object"
-    chmod 644 "$object"
-    echo "activator/xdp/podlight.o: $(wc -c <"$object") bytes"
-fi
+cargo build --quiet --release --locked --target bpfel-unknown-none || fail "the programs do not build"
+for name in podlight replay; do
+    built=$target/bpfel-unknown-none/release/$name
+    object=$here/$name.o
+    if [ "${1:-}" = --check ]; then
+        cmp "$built" "$object" || fail "activator/xdp/$name.o is not what its source gives: run make xdp and commit it"
+        echo "activator/xdp/$name.o is what its source gives ($(wc -c <"$object") bytes)"
+    else
+        cp "$built" "$object"
+        chmod 644 "$object"
+        echo "activator/xdp/$name.o: $(wc -c <"$object") bytes"
+    fi
+done

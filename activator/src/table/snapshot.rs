@@ -48,6 +48,8 @@ impl Groups {
 pub struct FeedItem {
     /// Its number, one more than the one before it.
     pub id: u64,
+    /// When the table had it and began to make it visible.
+    pub at: Moment,
     /// What happened.
     pub what: FeedWhat,
 }
@@ -188,11 +190,12 @@ impl Publisher {
         if changes.groups.is_empty() {
             return;
         }
+        let at = Moment::now();
         let added = self.publish_membership(&changes.groups);
         let mut fresh: Vec<FeedItem> = Vec::with_capacity(changes.groups.len());
         for GroupChange { index, what } in changes.groups {
             let mut log = |what| {
-                fresh.push(FeedItem { id: self.next_id, what });
+                fresh.push(FeedItem { id: self.next_id, at, what });
                 self.next_id += 1;
             };
             let (snapshot, service, endpoints) = match what {

@@ -5,7 +5,9 @@ use std::hash::{BuildHasher, RandomState};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use podlight_xdp::{ANY_ADDRESS, Answer, Beat, Counter, Entry, Key, Listen, ListenKey, Settings, Store};
+use podlight_xdp::{
+    ANY_ADDRESS, Answer, Beat, Counter, Entry, Key, Listen, ListenKey, Settings, Shelf, ShortKey, Store,
+};
 use rustix::io::Errno;
 
 /// Why a map was not changed or read.
@@ -31,9 +33,15 @@ pub enum MapFault {
     },
 }
 
+/// The map of answers to short paths.
+pub(super) const SHORT: &str = "ANSWERS";
+/// That of the others.
+pub(super) const LONG: &str = "LONG";
+
 /// The maps that the writer fills.
 pub struct Maps {
-    answers: HashMap<MapData, Key, Entry>,
+    short: HashMap<MapData, ShortKey, Entry>,
+    long: HashMap<MapData, Key, Entry>,
     listening: HashMap<MapData, ListenKey, u32>,
     ports: Array<MapData, podlight_xdp::Ports>,
     beat: Array<MapData, Beat>,
@@ -51,7 +59,8 @@ impl Maps {
         let mut settings: Array<MapData, Settings> = typed(ebpf, "SETTINGS")?;
         settings.set(0, Settings { seed, mark }, 0).map_err(|source| kernel("SETTINGS", source))?;
         Ok(Self {
-            answers: typed(ebpf, "ANSWERS")?,
+            short: typed(ebpf, SHORT)?,
+            long: typed(ebpf, LONG)?,
             listening: typed(ebpf, "LISTENING")?,
             ports: typed(ebpf, "PORTS")?,
             beat: typed(ebpf, "BEAT")?,
@@ -63,11 +72,13 @@ impl Maps {
 
     /// What is in the map, one entry after the other; an entry that changes meanwhile may be missed or come twice.
     pub fn answers(&self) -> impl Iterator<Item = Result<(Key, Answer), MapFault>> {
-        let entries = self.answers.iter();
-        entries.map(|entry| entry.map(|(key, entry)| (key, entry.answer())).map_err(|source| kernel("ANSWERS", source)))
+        let short = self.short.iter().map(|entry| entry.map(|(key, entry)| (Key::from(key), entry)));
+        let short = short.map(|entry| entry.map_err(|source| kernel(SHORT, source)));
+        let long = self.long.iter().map(|entry| entry.map_err(|source| kernel(LONG, source)));
+        short.chain(long).map(|entry| entry.map(|(key, entry)| (key, entry.answer())))
     }
 
-    /// Writes the port's bits as `taken` has them.
+    /// Writes the port's bits as `taken` has them, as a new version.
     fn mark(&mut self, port: u16) -> Result<(), MapFault> {
         let place = u32::from(port >> 6);
         let bit = 1 << (port & 63);
@@ -77,6 +88,7 @@ impl Maps {
         let is_some = addresses.is_some_and(|addresses| addresses.iter().any(|address| *address != ANY_ADDRESS));
         bits.any = if is_any { bits.any | bit } else { bits.any & !bit };
         bits.some = if is_some { bits.some | bit } else { bits.some & !bit };
+        bits.version = bits.version.wrapping_add(1);
         self.ports.set(place, bits, 0).map_err(|source| kernel("PORTS", source))
     }
 }
@@ -86,12 +98,17 @@ impl Store for Maps {
 
     fn insert(&mut self, key: &Key, answer: &Answer) -> Result<(), MapFault> {
         let entry = Entry::new(self.seed, key, answer);
-        let inserted = self.answers.insert(key, entry, 0);
-        inserted.map_err(|source| full_or(self.limit, "ANSWERS", source))
+        match key.shelf() {
+            Shelf::Short(key) => self.short.insert(key, entry, 0).map_err(|source| full_or(self.limit, SHORT, source)),
+            Shelf::Long(key) => self.long.insert(key, entry, 0).map_err(|source| full_or(self.limit, LONG, source)),
+        }
     }
 
     fn remove(&mut self, key: &Key) -> Result<(), MapFault> {
-        removed("ANSWERS", self.answers.remove(key))
+        match key.shelf() {
+            Shelf::Short(key) => removed(SHORT, self.short.remove(&key)),
+            Shelf::Long(key) => removed(LONG, self.long.remove(&key)),
+        }
     }
 
     fn beat(&mut self, beat: Beat) -> Result<(), MapFault> {
@@ -120,7 +137,9 @@ impl Store for Maps {
             return Ok(());
         }
         let key = ListenKey { address: at.address, port: u32::from(at.port) };
-        removed("LISTENING", self.listening.remove(&key))
+        removed("LISTENING", self.listening.remove(&key))?;
+        // Once more: the program may have looked the address up in between.
+        self.mark(at.port)
     }
 }
 

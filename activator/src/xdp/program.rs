@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use super::Mode;
 use super::capabilities;
 use super::interface::{Interface, InterfaceError};
-use super::maps::{Counters, Maps};
+use super::maps::{Counters, LONG, Maps, SHORT};
 
 /// The name of the program in the kernel.
 pub const NAME: &str = "podlight";
@@ -99,7 +99,8 @@ impl Program {
     /// When the kernel refuses; the error says what is missing.
     pub fn load(max_entries: u32) -> Result<(Self, Maps, Counters), LoadError> {
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries("ANSWERS", max_entries)
+            .map_max_entries(SHORT, max_entries)
+            .map_max_entries(LONG, max_entries)
             .map_max_entries("LISTENING", max_entries)
             .load(OBJECT)
             .map_err(refused)?;

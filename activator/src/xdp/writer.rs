@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use metrics::{counter, gauge};
+use metrics::{Histogram, counter, gauge, histogram};
 
 use super::answers::{Answer, Answers, Difference};
 use super::held::Held;
@@ -61,6 +61,8 @@ pub struct Writer {
     left_out: HashSet<Arc<Place>>,
     /// Places where the kernel's map did not take what it should hold.
     owed: HashSet<Arc<Place>>,
+    /// From a change of the table to what it came to here and in the kernel's map.
+    lag_seconds: Histogram,
 }
 
 impl Writer {
@@ -74,7 +76,9 @@ impl Writer {
     ) -> Self {
         let (left_out, owed) = (HashSet::new(), HashSet::new());
         let alive = Moment::default();
-        let mut writer = Self { groups, feed, applied: 0, alive, answers, held, map, most, left_out, owed };
+        let lag_seconds = histogram!("podlight_xdp_lag_seconds");
+        let mut writer =
+            Self { groups, feed, applied: 0, alive, answers, held, map, most, left_out, owed, lag_seconds };
         writer.resync();
         writer
     }
@@ -117,6 +121,8 @@ impl Writer {
                     self.applied = item.id;
                 }
                 self.write();
+                let written = Moment::now();
+                items.iter().for_each(|item| self.lag_seconds.record(item.at.until(written)));
             }
             Err(lagged) => {
                 tracing::debug!(%lagged, "following the table from a picture of all of it");

@@ -14,8 +14,8 @@ mod request;
 
 pub use counter::Counter;
 pub use map::{
-    ANY_ADDRESS, Answer, Beat, Entry, Key, Listen, ListenKey, MAX_PATH, NEVER, PATH_WORDS, Ports, Settings, Store,
-    Verdict, is_fresh, path_tag, v4_mapped,
+    ANY_ADDRESS, Answer, Beat, Entry, Key, Listen, ListenKey, MAX_PATH, NEVER, PATH_WORDS, Ports, SHORT_PATH,
+    SHORT_WORDS, Settings, Shelf, ShortKey, Store, Verdict, is_fresh, path_tag, v4_mapped,
 };
 pub use reply::{REPLY_BYTES, Reply, TEXT_BYTES};
 pub use request::{HEAD_BYTES, Head, Request};

@@ -10,6 +10,14 @@ pub const MAX_PATH: usize = PATH_WORDS * 8;
 /// [`MAX_PATH`] in words of eight bytes.
 pub const PATH_WORDS: usize = 22;
 
+/// Longest path in bytes that has its answer in the map of short ones. The kernel hashes the whole of a key, which takes longer
+/// than anything else about a request, so most questions are to be found by a short one. Names of Services and namespaces
+/// mostly have less than twenty letters.
+pub const SHORT_PATH: usize = SHORT_WORDS * 8;
+
+/// [`SHORT_PATH`] in words of eight bytes. The hash takes in twelve bytes at a time, and this key is six times that.
+pub const SHORT_WORDS: usize = 6;
+
 /// The address of answers that are the same on each of our addresses, and of a port taken on every address.
 pub const ANY_ADDRESS: [u8; 16] = [0; 16];
 
@@ -60,6 +68,52 @@ impl Key {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
         (bytes, (self.length as usize).min(MAX_PATH))
+    }
+}
+
+/// A [`Key`] whose path is short: the beginning of it, as it lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ShortKey {
+    /// [`Key::address`].
+    pub address: [u8; 16],
+    /// [`Key::port`].
+    pub port: u32,
+    /// [`Key::length`].
+    pub length: u32,
+    /// [`Key::path`] without the words that are zero.
+    pub path: [u64; SHORT_WORDS],
+}
+
+/// In which of the two maps a key has its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// In that of short paths.
+    Short(ShortKey),
+    /// In that of the others.
+    Long(Key),
+}
+
+impl Key {
+    /// In which map the key has its answer.
+    pub fn shelf(&self) -> Shelf {
+        let Self { address, port, length, path } = *self;
+        if length as usize > SHORT_PATH {
+            return Shelf::Long(*self);
+        }
+        let [a, b, c, d, e, f, ..] = path;
+        Shelf::Short(ShortKey { address, port, length, path: [a, b, c, d, e, f] })
+    }
+}
+
+impl From<ShortKey> for Key {
+    fn from(short: ShortKey) -> Self {
+        let ShortKey { address, port, length, path } = short;
+        let mut words = [0; PATH_WORDS];
+        for (word, from) in words.iter_mut().zip(path) {
+            *word = from;
+        }
+        Self { address, port, length, path: words }
     }
 }
 
@@ -235,6 +289,8 @@ pub struct Ports {
     pub any: u64,
     /// Ports taken on some addresses, which are in the map of listeners.
     pub some: u64,
+    /// Another one after each change of these or of their addresses, by which the program knows what it need not look up again.
+    pub version: u64,
 }
 
 /// What the loader tells the program once.
@@ -316,12 +372,14 @@ const MAX_SHOWN: u32 = 99_999;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya wants to be told that a type is plain data")]
 mod plain {
-    use super::{Beat, Entry, Key, ListenKey, Ports, Settings};
+    use super::{Beat, Entry, Key, ListenKey, Ports, Settings, ShortKey};
 
     // SAFETY: `repr(C)`, integers only, no padding (`layout_has_no_padding`), any bytes are a value.
     unsafe impl aya::Pod for Key {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Entry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ShortKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Beat {}
     // SAFETY: as above.
@@ -350,10 +408,11 @@ mod tests {
     #[test]
     fn layout_has_no_padding() {
         assert_eq!(size_of::<Key>(), 16 + 4 + 4 + MAX_PATH);
+        assert_eq!(size_of::<ShortKey>(), 16 + 4 + 4 + SHORT_PATH);
         assert_eq!(size_of::<Entry>(), 4 * 8 + 2 * 4 + TEXT_BYTES);
         assert_eq!(size_of::<Beat>(), 16);
         assert_eq!(size_of::<ListenKey>(), 20);
-        assert_eq!(size_of::<Ports>(), 16);
+        assert_eq!(size_of::<Ports>(), 24);
         assert_eq!(size_of::<Settings>(), 16);
     }
 
@@ -367,6 +426,20 @@ mod tests {
         }
         assert_eq!(Key::new(ANY_ADDRESS, 1, &[b'x'; MAX_PATH + 1]), None);
         assert_eq!(Key::new(ANY_ADDRESS, 1, b""), None);
+    }
+
+    #[test]
+    fn a_short_path_has_a_short_key_and_comes_back_whole() {
+        for (length, is_short) in [(1, true), (47, true), (48, true), (49, false), (MAX_PATH, false)] {
+            let key = Key::new(v4_mapped([10, 0, 0, 1]), 7, &[b'x'; MAX_PATH][..length]).expect("it fits");
+            let shelf = key.shelf();
+            assert_eq!(matches!(shelf, Shelf::Short(_)), is_short, "{length}");
+            let back = match shelf {
+                Shelf::Short(short) => Key::from(short),
+                Shelf::Long(long) => long,
+            };
+            assert_eq!(back, key);
+        }
     }
 
     #[test]

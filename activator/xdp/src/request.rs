@@ -8,18 +8,19 @@ pub const HEAD_BYTES: usize = 196;
 
 /// Bytes of `GET `.
 const METHOD: usize = 4;
+/// See [`Head::START`].
+const START: usize = 4;
 /// Bytes of ` HTTP/1.1\r\n`.
 const VERSION: usize = 11;
-/// Where the request starts, so that its path is aligned.
-const START: usize = 4;
 const _: () =
     assert!(START + METHOD == 8 && METHOD + MAX_PATH + VERSION <= HEAD_BYTES && (START + HEAD_BYTES).is_multiple_of(8));
 
-/// The first bytes of a request, with zeros behind them.
+/// The first bytes of a request. What lies behind those that have come does not matter.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(8))]
+#[repr(C)]
 pub struct Head {
-    bytes: [u8; START + HEAD_BYTES],
+    /// Little-endian words: the program has no cheaper way to eight bytes.
+    words: [u64; (START + HEAD_BYTES) / 8],
 }
 
 /// What a request asks.
@@ -36,29 +37,20 @@ pub enum Request {
 }
 
 impl Head {
+    /// Where the request starts in memory, so that its path is aligned.
+    pub const START: usize = START;
+
     /// The first bytes of `request`.
     pub fn new(request: &[u8]) -> Self {
-        let mut head = Self::empty();
-        for (byte, from) in head.bytes.iter_mut().skip(START).zip(request) {
-            *byte = *from;
+        let mut head = Self { words: [0; (START + HEAD_BYTES) / 8] };
+        for (place, byte) in request.iter().take(HEAD_BYTES).enumerate() {
+            let at = START + place;
+            head.words[at / 8] |= u64::from(*byte) << (at % 8 * 8);
         }
         head
     }
 
-    /// No bytes.
-    #[inline(always)]
-    pub const fn empty() -> Self {
-        Self { bytes: [0; START + HEAD_BYTES] }
-    }
-
-    /// Where the program has the kernel copy the request to: [`HEAD_BYTES`].
-    #[inline(always)]
-    pub fn space(&mut self) -> &mut [u8] {
-        let (_, space) = self.bytes.split_at_mut(START);
-        space
-    }
-
-    /// What the request asks, of which `available` bytes have come. Bytes that have not come are zero in the head.
+    /// What the request asks, of which `available` bytes have come.
     pub fn parse(&self, available: usize) -> Request {
         self.parse_with(available, |length| length)
     }
@@ -71,18 +63,20 @@ impl Head {
             None => {}
             Some(other) => return other,
         }
-        let length = forget(self.path_length());
-        if length > MAX_PATH || self.byte(METHOD) != b'/' {
-            // Without a first byte the path may still begin as it should.
-            return if available == METHOD { Request::Incomplete } else { Request::Malformed };
+        let come = available.saturating_sub(METHOD);
+        let path = self.path();
+        let length = forget(if path.length < come { path.length } else { come });
+        // Without a first byte the path may still begin as it should.
+        if come > 0 && (length > MAX_PATH || self.word(0) as u8 != b'/') {
+            return Request::Malformed;
         }
-        self.version(METHOD + length, available).unwrap_or(Request::Get(length))
+        path.version(come.saturating_sub(length)).unwrap_or(Request::Get(length))
     }
 
     /// `None` for `GET `, otherwise what the request is without it.
     #[inline(always)]
     fn method(&self, available: usize) -> Option<Request> {
-        let method = [self.byte(0), self.byte(1), self.byte(2), self.byte(3)];
+        let [_, _, _, _, method @ ..] = self.words[0].to_le_bytes();
         if method == *b"GET " {
             return None;
         }
@@ -100,54 +94,67 @@ impl Head {
         Some(Request::Method)
     }
 
-    /// How many bytes the path has up to the first space or control character, or up to the first zero, which stands for what
-    /// has not come; more than [`MAX_PATH`] if it has too many.
+    /// The path, up to the first space or control character, whether or not so much has come.
     #[inline(always)]
-    fn path_length(&self) -> usize {
+    fn path(&self) -> Path {
         for place in 0..=PATH_WORDS {
             let below = bytes_below_0x21(self.word(place));
             if below != 0 {
-                return place * 8 + below.trailing_zeros() as usize / 8;
+                let shift = below.trailing_zeros() & !7;
+                // In two steps, because a shift by all 64 bits is none.
+                let from = |place| self.word(place) >> shift | self.word(place + 1) << 1 << (63 - shift);
+                return Path { length: place * 8 + shift as usize / 8, behind: [from(place), from(place + 1)] };
             }
         }
-        MAX_PATH + 1
+        Path { length: MAX_PATH + 1, behind: [0; 2] }
     }
 
-    /// `None` if the line ends in ` HTTP/1.x` and a line break from `at`, otherwise what the request is.
+    /// Eight bytes of a path of `length` bytes, with zeros behind it, as a [`crate::Key`] has them.
     #[inline(always)]
-    fn version(&self, at: usize, available: usize) -> Option<Request> {
-        const EXPECTED: [u8; VERSION] = *b" HTTP/1.1\r\n";
-        /// Where the minor version stands: any digit.
-        const MINOR: usize = 8;
-        let mut place = 0;
-        while place < VERSION {
-            if at + place >= available {
-                return Some(Request::Incomplete);
-            }
-            let byte = self.byte(at + place);
-            if !(byte == EXPECTED[place] || (place == MINOR && byte.is_ascii_digit())) {
-                return Some(Request::Malformed);
-            }
-            place += 1;
-        }
-        None
-    }
-
-    /// The request's byte at `place`; 0 behind the head.
-    #[inline(always)]
-    fn byte(&self, place: usize) -> u8 {
-        self.bytes.get(START + place).copied().unwrap_or(0)
+    pub fn path_word(&self, place: usize, length: usize) -> u64 {
+        self.word(place) & first_bytes(length.saturating_sub(place * 8))
     }
 
     /// Eight bytes of the path.
     #[inline(always)]
     fn word(&self, place: usize) -> u64 {
-        let start = START + METHOD + place * 8;
-        match self.bytes.get(start..start + 8) {
-            Some(&[a, b, c, d, e, f, g, h]) => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => 0,
+        self.words.get(place + (START + METHOD) / 8).copied().unwrap_or(0)
+    }
+}
+
+/// A path that was found in a request.
+struct Path {
+    /// In bytes; more than [`MAX_PATH`] if it has too many.
+    length: usize,
+    /// What stands behind it.
+    behind: [u64; 2],
+}
+
+impl Path {
+    /// `None` if ` HTTP/1.x` and a line break stand behind the path, otherwise what the request is. So many bytes of that have
+    /// come.
+    #[inline(always)]
+    fn version(&self, come: usize) -> Option<Request> {
+        const NAME: u64 = u64::from_le_bytes(*b" HTTP/1.");
+        const END: u64 = u64::from_le_bytes(*b"\r\n\0\0\0\0\0\0");
+        /// Where the minor version stands, which is any digit.
+        const MINOR: usize = 8;
+        let [name, rest] = self.behind;
+        let is_right = (name ^ NAME) & first_bytes(come) == 0
+            && (come <= MINOR || (rest as u8).is_ascii_digit())
+            && (rest >> 8 ^ END) & 0xffff & first_bytes(come.saturating_sub(MINOR + 1)) == 0;
+        match is_right {
+            false => Some(Request::Malformed),
+            true if come < VERSION => Some(Request::Incomplete),
+            true => None,
         }
     }
+}
+
+/// The first `count` bytes of a word.
+#[inline(always)]
+const fn first_bytes(count: usize) -> u64 {
+    if count < 8 { (1 << (count * 8)) - 1 } else { u64::MAX }
 }
 
 /// A word with the high bit set in its first byte below 0x21 (a space or a control character), and perhaps in later ones.

@@ -16,6 +16,8 @@ mod passing;
 mod probes;
 mod program;
 mod rate;
+mod replay;
+mod soak;
 
 use arena::{Contender, Who};
 
@@ -26,6 +28,7 @@ use arena::{Contender, Who};
 pub async fn measure() -> Result<Vec<Row>> {
     // Before minutes are spent.
     cpu::background().await?;
+    let replayed = tokio::task::spawn_blocking(replay::measure).await??;
     let mut changes = change::measure(Mode::Generic).await?;
     changes.extend(change::measure(Mode::Native).await?);
     let mut contenders = Vec::new();
@@ -36,6 +39,7 @@ pub async fn measure() -> Result<Vec<Row>> {
     let mut rows = rate::measure(&contenders).await?;
     rows.extend(changes);
     rows.extend(program::measure(&contenders).await?);
+    rows.extend(replayed);
     rows.extend(leftover::measure(of(Who::Nginx)?, of(Who::Ours(Mode::Generic))?).await?);
     rows.extend(flooded::measure(&contenders).await?);
     rows.extend(passing::measure(&contenders).await?);
@@ -44,7 +48,7 @@ pub async fn measure() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Runs a child: `probes` or `flood`, in a namespace. Returns what it found as JSON.
+/// Runs a child: `probes` or `flood`, in a namespace, or `soak`. Returns what it found as JSON.
 ///
 /// # Errors
 /// When it fails.
@@ -54,6 +58,7 @@ pub(super) async fn child(kind: &str, argument: Option<String>) -> Result<String
             let probes = serde_json::from_str(&argument.context("which probes?")?)?;
             Ok(serde_json::to_string(&probes::run(probes).await?)?)
         }
+        "soak" => Ok(serde_json::to_string(&soak::run(argument.context("how long?")?.parse()?))?),
         "flood" => Ok(serde_json::to_string(&flooded::run()?)?),
         other => anyhow::bail!("no child {other:?}"),
     }

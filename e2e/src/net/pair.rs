@@ -87,6 +87,17 @@ impl Pair {
         pass_at(&self.client, "xdpdrv").await
     }
 
+    /// The kernel's number of the program that [`Self::pass_at_client`] has put there.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn client_program(&self) -> Result<u32> {
+        let said = self.client.run("ip", &["-details", "-json", "link", "show", DEVICE]).await?;
+        let said: serde_json::Value = serde_json::from_str(&said)?;
+        let id = said[0]["xdp"]["prog"]["id"].as_u64().context("no program at the client's end")?;
+        Ok(id.try_into()?)
+    }
+
     /// The same at the server's end in this mode (`xdpdrv`, `xdpgeneric`): a program of somebody else's.
     ///
     /// # Errors

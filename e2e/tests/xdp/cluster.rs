@@ -13,8 +13,8 @@ use podlight_e2e::proxy::manifests::manifest;
 use podlight_e2e::proxy::stage::running;
 use podlight_proto::Kind;
 
-/// Endpoints of a Service: what a slice takes at most.
-const IN_A_SERVICE: u32 = 1000;
+/// Endpoints of a slice: what it takes at most.
+const IN_A_SLICE: u32 = 1000;
 
 const ENDPOINTS: u32 = 100_000;
 
@@ -26,9 +26,9 @@ fn address(n: u32) -> IpAddr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + n).into()
 }
 
-/// The Service of an endpoint.
-fn service(n: u32) -> String {
-    format!("web-{}", n / IN_A_SERVICE)
+/// The Service of an endpoint, if each has so many.
+fn service(n: u32, in_a_service: u32) -> String {
+    format!("web-{}", n / in_a_service)
 }
 
 /// Every third one is not ready.
@@ -38,14 +38,26 @@ fn is_ready(n: u32) -> bool {
 
 #[test]
 fn each_of_a_hundred_thousand_endpoints_has_its_answer() -> Result<()> {
+    answers_for_all(IN_A_SLICE)
+}
+
+#[test]
+fn each_of_a_hundred_thousand_endpoints_of_one_service_has_its_answer() -> Result<()> {
+    answers_for_all(ENDPOINTS)
+}
+
+fn answers_for_all(in_a_service: u32) -> Result<()> {
     GroundSpec::new(Mode::Generic).run(async |ground| {
         let stage = &ground.stage;
+        let service = |n| service(n, in_a_service);
         let mut objects = Vec::new();
-        for first in (0..ENDPOINTS).step_by(IN_A_SERVICE as usize) {
+        for first in (0..ENDPOINTS).step_by(IN_A_SLICE as usize) {
             let name = service(first);
-            objects.push(manifest(&stage.open_service(&name).port("http", 80, "8080").build())?);
-            let slice = SliceSpec::new(&stage.namespace, &name, &name).port("http", 8080);
-            let slice = (first..first + IN_A_SERVICE)
+            if first.is_multiple_of(in_a_service) {
+                objects.push(manifest(&stage.open_service(&name).port("http", 80, "8080").build())?);
+            }
+            let slice = SliceSpec::new(&stage.namespace, &format!("slice-{first}"), &name).port("http", 8080);
+            let slice = (first..first + IN_A_SLICE)
                 .fold(slice, |slice, n| slice.endpoint(&address(n).to_string(), is_ready(n), is_ready(n), false));
             objects.push(manifest(&slice.build())?);
         }
@@ -53,10 +65,15 @@ fn each_of_a_hundred_thousand_endpoints_has_its_answer() -> Result<()> {
         within(LOADING, "all are answered", async || {
             let map = ground.status().await?["map"].take();
             let (answers, left_out) = (map["answers"].as_u64().unwrap_or(0), map["left_out"].as_u64().unwrap_or(1));
-            ensure!(answers >= u64::from(ENDPOINTS + ENDPOINTS / IN_A_SERVICE) && left_out == 0, "{map}");
+            ensure!(answers >= u64::from(ENDPOINTS + ENDPOINTS / in_a_service) && left_out == 0, "{map}");
             Ok(Some(()))
         })
         .await?;
+        // One more slice of a Service is no reason to be silent about the others.
+        let another = SliceSpec::new(&stage.namespace, "another", &service(0)).port("http", 8080);
+        stage
+            .put(vec![manifest(&another.endpoint(&address(ENDPOINTS + 1).to_string(), true, true, false).build())?])?;
+        ground.until(&ground.path_of(&service(0), address(ENDPOINTS + 1)), 200).await?;
         let before = ground.counters().await?;
         // A step that is no divisor goes everywhere.
         for n in (0..ENDPOINTS).step_by(97) {

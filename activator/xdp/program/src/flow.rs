@@ -5,7 +5,7 @@
 use aya_ebpf::{
     bindings::bpf_sock_tuple,
     helpers::{
-        bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
+        bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_raw_check_syncookie_ipv4,
         bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
     },
     programs::XdpContext,
@@ -13,9 +13,9 @@ use aya_ebpf::{
 use podlight_xdp::{Beat, Counter, REPLY_BYTES, v4_mapped};
 
 use crate::{
-    BEAT, Fate, LISTENING, SETTINGS, answer,
-    frame::{ACK, FIN, PSH, RST, SYN, Scratch, Segment, fixed_bytes, forget},
-    options::{self, Options},
+    BEAT, Fate, LISTENING, PORTS, SETTINGS, answer,
+    frame::{ACK, FIN, KNOWN, Known, PSH, RST, SYN, Scratch, Segment, first_bytes, fixed_bytes, forget, has},
+    options::{self, NO_SEGMENT, Options},
     packet::Packet,
 };
 
@@ -23,6 +23,10 @@ use crate::{
 /// sends no second full segment before it has the reply to the first, which is the only one that is read.
 const V4_SEGMENT: u16 = 1_460;
 const V6_SEGMENT: u16 = 1_440;
+/// Words of a TCP header without options. A cookie is made of one: it is then that of the least segment size, which nothing
+/// here asks the cookie about. The kernel takes as many sequence numbers for right as it knows segment sizes, and those are
+/// the first segment's own and numbers *before* it, where no peer has data. Of another size, bytes behind the first pass too.
+const BARE: u8 = 5;
 /// The window once the reply is under way. What comes then is acknowledged and forgotten.
 const WINDOW: u16 = u16::MAX;
 
@@ -43,7 +47,7 @@ pub struct Arrival {
 }
 
 /// How far the peer is, according to a cookie.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
     /// It has our SYN-ACK and nothing else.
     Begun,
@@ -57,32 +61,55 @@ enum Progress {
 
 /// What becomes of the packet; `None` if its port is not taken on its address.
 #[inline(always)]
-pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fate> {
-    if !scratch.load(ctx, packet) {
+pub fn run(ctx: &XdpContext, packet: &mut Packet, scratch: &mut Scratch) -> Option<Fate> {
+    if !scratch.load(ctx, *packet) {
         return packet.is_any.then_some(Fate::Pass(Counter::PassedShape));
     }
-    let is_shared = packet.is_any || listens(packet, scratch)?;
-    let is_shared = forget(&mut scratch.forgotten, u32::from(is_shared)) != 0;
-    let (length, end) = scratch.segment(packet);
+    let (length, end) = scratch.segment(*packet);
+    let may_be_near = packet.is_near;
+    packet.is_near = may_be_near && first_bytes(ctx) >= end;
     let header = u32::from(scratch.tcp.offset >> 4) * 4;
-    let options = header.saturating_sub(20);
-    if header < 20 || length < header || !has(ctx, end) || !scratch.load_options(ctx, packet, options) {
-        return Some(Fate::Pass(Counter::PassedShape));
+    let bytes = header.saturating_sub(20);
+    let is_whole =
+        header >= 20 && length >= header && has(ctx, *packet, end) && scratch.load_options(ctx, *packet, bytes);
+    let found = forget(&mut scratch.forgotten, u32::from(is_whole) | u32::from(packet.is_near) << 1);
+    let is_whole = found & 1 != 0;
+    packet.is_near = may_be_near && found & 2 != 0;
+    let bytes = forget(&mut scratch.forgotten, bytes);
+    let options = options(scratch, bytes);
+    let flags = scratch.tcp.flags & (FIN | SYN | RST | ACK);
+    let is_later = is_whole && (flags == ACK || flags == ACK | FIN);
+    let mut arrival = Arrival {
+        start: fixed_bytes(*packet) + bytes,
+        length: length.wrapping_sub(header),
+        is_fin: flags & FIN != 0,
+        sequence: u32::from_be(scratch.tcp.sequence),
+        acknowledged: u32::from_be(scratch.tcp.acknowledged),
+        timestamp: options.timestamp.filter(|_| is_later).map(|(theirs, ours)| (ours, theirs)),
+        is_shared: false,
+    };
+    let echoed = arrival.timestamp.and_then(|(ours, _)| echoed(*packet, scratch, ours));
+    let carries = arrival.length > 0 || arrival.is_fin;
+    // The address need not be looked up: a flow of others that has such a timestamp for a moment, by chance, misses an
+    // acknowledgement as if the network had lost it.
+    if echoed.is_some() && !carries {
+        return Some(Fate::Drop(Counter::Ack));
     }
-    let fate = match scratch.tcp.flags & (FIN | SYN | RST | ACK) {
-        SYN => syn(ctx, packet, scratch, options),
-        ACK | 0x11 => {
-            let peer = timestamp(scratch, options);
-            let arrival = Arrival {
-                start: fixed_bytes(packet) + options,
-                length: length - header,
-                is_fin: scratch.tcp.flags & FIN != 0,
-                sequence: u32::from_be(scratch.tcp.sequence),
-                acknowledged: u32::from_be(scratch.tcp.acknowledged),
-                timestamp: peer.map(|(theirs, ours)| (ours, theirs)),
-                is_shared,
+    let is_shared = packet.is_any || listens(*packet, scratch)?;
+    arrival.is_shared = forget(&mut scratch.forgotten, u32::from(is_shared)) != 0;
+    let fate = match flags {
+        _ if !is_whole => Fate::Pass(Counter::PassedShape),
+        SYN => syn(*packet, scratch, &options),
+        // A flow of ours echoes what we sent, so this is none.
+        _ if arrival.timestamp.is_some() && echoed.is_none() => Fate::Pass(Counter::PassedCookie),
+        _ if is_later => {
+            let progress = match echoed {
+                Some(Echoed::Reply) => Progress::Replied,
+                _ if is_first(*packet, scratch) => Progress::Begun,
+                Some(Echoed::SynAck) => Progress::Gap,
+                None => Progress::Foreign,
             };
-            segment(ctx, packet, scratch, &arrival)
+            segment(ctx, *packet, scratch, &arrival, progress)
         }
         // A RST ends nothing here, and may end a flow of a socket.
         flags if flags & RST != 0 && flags & SYN == 0 => Fate::Pass(Counter::Reset),
@@ -94,10 +121,24 @@ pub fn run(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> Option<Fa
 /// Whether the port is taken on this address, and if so whether its answers are shared.
 #[inline(always)]
 fn listens(packet: Packet, scratch: &mut Scratch) -> Option<bool> {
-    scratch.listen.address = address(packet, scratch);
-    scratch.listen.port = u32::from(u16::from_be(scratch.tcp.destination));
+    let port = u32::from(u16::from_be(scratch.tcp.destination));
+    let address = address(packet, scratch);
+    let version = PORTS.get(port >> 6)?.version;
+    // SAFETY: sixteen bytes are four words.
+    let words = unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(address) };
+    let place = (words[3] ^ words[3] >> 24 ^ port) as usize & (KNOWN - 1);
+    let known = &scratch.known[place];
+    // Word by word: the compiler's way would be a function.
+    let differs = (0..4).fold(0, |differs, word| differs | (known.address[word] ^ words[word]));
+    if known.version == version && known.port == port && differs == 0 {
+        return Some(known.is_shared != 0);
+    }
+    scratch.listen.address = address;
+    scratch.listen.port = port;
     // SAFETY: the value is read at once; a port that changes hands meanwhile is asked about under a key of its own.
-    unsafe { LISTENING.get(&scratch.listen) }.map(|is_shared| *is_shared != 0)
+    let is_shared = *unsafe { LISTENING.get(&scratch.listen) }?;
+    scratch.known[place] = Known { address: words, port, is_shared, version };
+    Some(is_shared != 0)
 }
 
 /// The address that is asked.
@@ -111,13 +152,6 @@ pub fn address(packet: Packet, scratch: &Scratch) -> [u8; 16] {
     } else {
         v4_mapped(scratch.ip[9].to_ne_bytes())
     }
-}
-
-/// Whether the packet is at least `end` bytes long.
-#[inline(always)]
-fn has(ctx: &XdpContext, end: u32) -> bool {
-    // SAFETY: the helper reads the packet's length.
-    unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) as u32 >= end }
 }
 
 /// The heartbeat.
@@ -136,24 +170,40 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
+/// Whether the heartbeat was fresh when the kernel's present tick began, or later: near enough for what promises nothing yet, and
+/// cheaper than a clock.
+#[inline(always)]
+fn is_alive(scratch: &mut Scratch) -> bool {
+    let beat = beat();
+    // SAFETY: the helper reads a count.
+    let tick = unsafe { bpf_jiffies64() };
+    if scratch.fresh == (beat, tick) {
+        return true;
+    }
+    let is_fresh = beat.is_fresh(now());
+    if is_fresh {
+        scratch.fresh = (beat, tick);
+    }
+    is_fresh
+}
+
 /// Answers a SYN, unless nobody keeps the map: then whoever listens in userspace may.
 #[inline(always)]
-fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> Fate {
-    if !beat().is_fresh(now()) {
+fn syn(packet: Packet, scratch: &mut Scratch, options: &Options) -> Fate {
+    if !is_alive(scratch) {
         return Fate::Pass(Counter::PassedStale);
     }
-    let options = parse(scratch, length);
     if usize::from(options.segment) < REPLY_BYTES {
         return Fate::Pass(Counter::PassedSyn);
     }
-    let header = 20 + (length & 0x3c);
     let tcp = (&raw mut scratch.tcp).cast();
-    // SAFETY: header and options lie behind each other and are 60 bytes at most, which the verifier checks.
+    scratch.tcp.offset = BARE << 4;
+    // SAFETY: both headers are whole.
     let cookie = unsafe {
         if packet.is_v6 {
-            bpf_tcp_raw_gen_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp, header)
+            bpf_tcp_raw_gen_syncookie_ipv6(scratch.ip.as_mut_ptr().cast(), tcp, u32::from(BARE) * 4)
         } else {
-            bpf_tcp_raw_gen_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp, header)
+            bpf_tcp_raw_gen_syncookie_ipv4(scratch.ip.as_mut_ptr().add(5).cast(), tcp, u32::from(BARE) * 4)
         }
     };
     if cookie < 0 {
@@ -165,12 +215,14 @@ fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> 
     let mut sum = u64::from(scratch.rest[0]);
     let mut words = 1;
     if let Some((theirs, _)) = options.timestamp {
-        scratch.rest[1] = TIMESTAMP;
         let mark = mark(packet, scratch).to_be();
+        scratch.rest[1] = TIMESTAMP;
         scratch.rest[2] = mark;
         scratch.rest[3] = theirs;
-        sum += u64::from(TIMESTAMP) + u64::from(mark) + u64::from(theirs);
-        words = 4;
+        // As many as Linux's SYN has, so that the packet keeps its length.
+        scratch.rest[4] = FILLERS;
+        sum += u64::from(TIMESTAMP) + u64::from(mark) + u64::from(theirs) + u64::from(FILLERS);
+        words = 5;
     }
     let reply = Segment {
         flags: SYN | ACK,
@@ -181,70 +233,71 @@ fn syn(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, length: u32) -> 
         words,
         sum,
     };
-    sent(scratch.send(ctx, packet, &reply), Counter::Syn)
+    Fate::Reply(Counter::Syn, reply)
 }
+
+/// Four fillers.
+const FILLERS: u32 = u32::from_ne_bytes([1; 4]);
 
 /// Two fillers and the head of a timestamp option.
 const TIMESTAMP: u32 = u32::from_ne_bytes([1, 1, 8, 10]);
 
-/// The timestamps of a segment behind the first.
+/// What the first `length` bytes of options say. Most segments have a timestamp and nothing else.
 #[inline(always)]
-fn timestamp(scratch: &mut Scratch, length: u32) -> Option<(u32, u32)> {
-    if length >= 12 && scratch.rest[0] == TIMESTAMP {
-        return Some((scratch.rest[1], scratch.rest[2]));
-    }
-    if length == 0 { None } else { parse(scratch, length).timestamp }
-}
-
-#[inline(always)]
-fn parse(scratch: &mut Scratch, length: u32) -> Options {
-    // SAFETY: the words are at least as many bytes.
-    options::parse(unsafe { &*scratch.rest.as_ptr().cast::<[u8; 40]>() }, length, &mut scratch.forgotten)
+fn options(scratch: &mut Scratch, length: u32) -> Options {
+    let rest = &scratch.rest;
+    let options = if length == 12 && rest[0] == TIMESTAMP {
+        Options { segment: NO_SEGMENT, timestamp: Some((rest[1], rest[2])) }
+    } else if length >= 16
+        && let Some(usual) = options::parse_usual([rest[0], rest[1], rest[2], rest[3]])
+    {
+        usual
+    } else {
+        // SAFETY: the words are at least as many bytes.
+        options::parse(unsafe { &*rest.as_ptr().cast::<[u8; 40]>() }, length, &mut scratch.forgotten)
+    };
+    let (theirs, ours) = options.timestamp.unwrap_or((0, 0));
+    let is_stamped = forget(&mut scratch.forgotten, u32::from(options.timestamp.is_some())) != 0;
+    Options { timestamp: is_stamped.then_some((theirs, ours)), ..options }
 }
 
 /// Judges a segment of what may be a connection of ours.
 #[inline(always)]
-fn segment(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, arrival: &Arrival) -> Fate {
+fn segment(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch, arrival: &Arrival, progress: Progress) -> Fate {
     let carries = arrival.length > 0 || arrival.is_fin;
-    match progress(packet, scratch, arrival, carries) {
-        Progress::Begun if !carries => Fate::Drop(Counter::Ack),
+    match progress {
+        Progress::Begun | Progress::Replied if !carries => Fate::Drop(Counter::Ack),
         Progress::Begun if arrival.length > 0 => answer::answer(ctx, packet, scratch, arrival),
         // The peer leaves without a question, and so do we.
-        Progress::Begun => acknowledge(ctx, packet, scratch, arrival, ACK | FIN, Counter::Fin),
+        Progress::Begun => acknowledge(scratch, arrival, ACK | FIN, Counter::Fin),
         // Something before it is missing, or is unacknowledged because it was no whole request line.
         Progress::Gap => Fate::Drop(Counter::Later),
-        Progress::Replied if !carries => Fate::Drop(Counter::Ack),
         Progress::Replied => {
             let counter = if arrival.is_fin { Counter::Fin } else { Counter::Later };
-            acknowledge(ctx, packet, scratch, arrival, ACK, counter)
+            acknowledge(scratch, arrival, ACK, counter)
         }
-        // A flow of ours echoes what we sent, so this is none.
-        Progress::Foreign if arrival.timestamp.is_some() => Fate::Pass(Counter::PassedCookie),
         // Without timestamps, what comes after the first segment cannot be told from a stranger's: the kernel knows its own.
         Progress::Foreign if has_socket(ctx, packet, scratch) => Fate::Pass(Counter::PassedCookie),
-        Progress::Foreign if arrival.is_fin => acknowledge(ctx, packet, scratch, arrival, ACK, Counter::Fin),
+        Progress::Foreign if arrival.is_fin => acknowledge(scratch, arrival, ACK, Counter::Fin),
         Progress::Foreign if arrival.length > 0 => Fate::Drop(Counter::Later),
         Progress::Foreign => Fate::Drop(Counter::Ack),
     }
 }
 
-/// Finds out how far the peer is. What it echoes tells at once; the cookie, which costs a hash, is looked at where it decides:
-/// before an answer, and where nothing is echoed.
+/// What of ours a peer has, as the timestamp that it echoes tells.
+#[derive(Clone, Copy)]
+enum Echoed {
+    SynAck,
+    /// The reply, or at least our FIN.
+    Reply,
+}
+
+/// What the echo tells, if it is of one of our timestamps.
 #[inline(always)]
-fn progress(packet: Packet, scratch: &mut Scratch, arrival: &Arrival, carries: bool) -> Progress {
-    let Some((ours, _)) = arrival.timestamp else {
-        return if is_first(packet, scratch) { Progress::Begun } else { Progress::Foreign };
-    };
+fn echoed(packet: Packet, scratch: &Scratch, ours: u32) -> Option<Echoed> {
     let echo = u32::from_be(ours);
-    if echo & !REPLIED != mark(packet, scratch) {
-        Progress::Foreign
-    } else if echo & REPLIED != 0 {
-        Progress::Replied
-    } else if !carries || is_first(packet, scratch) {
-        Progress::Begun
-    } else {
-        Progress::Gap
-    }
+    let is_ours = echo & !REPLIED == mark(packet, scratch);
+    is_ours.then_some(if echo & REPLIED != 0 { Echoed::Reply } else { Echoed::SynAck })
 }
 
 /// What a connection's timestamps are, save for [`REPLIED`]: a number that only this machine can know.
@@ -312,17 +365,9 @@ fn has_socket(ctx: &XdpContext, packet: Packet, scratch: &mut Scratch) -> bool {
 
 /// Acknowledges everything that has come.
 #[inline(always)]
-fn acknowledge(
-    ctx: &XdpContext,
-    packet: Packet,
-    scratch: &mut Scratch,
-    arrival: &Arrival,
-    flags: u8,
-    counter: Counter,
-) -> Fate {
+fn acknowledge(scratch: &mut Scratch, arrival: &Arrival, flags: u8, counter: Counter) -> Fate {
     let (options, sum) = write_timestamp(scratch, arrival);
-    let reply = arrival.reply(flags, options, options, sum);
-    sent(scratch.send(ctx, packet, &reply), counter)
+    Fate::Reply(counter, arrival.reply(flags, options, options, sum))
 }
 
 /// Writes the timestamp option of a reply; its words and their sum.
@@ -356,9 +401,3 @@ impl Arrival {
 
 /// The flags of a reply with data: everything is said.
 pub const LAST: u8 = ACK | PSH | FIN;
-
-/// The fate of a packet that was turned into a reply, or was not.
-#[inline(always)]
-pub fn sent(is_sent: bool, counter: Counter) -> Fate {
-    if is_sent { Fate::Reply(counter) } else { Fate::Drop(Counter::Failed) }
-}

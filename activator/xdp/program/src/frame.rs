@@ -1,6 +1,6 @@
 //! A packet's headers, taken apart in memory of this CPU's own, and the reply built in the same place.
 
-use core::arch::asm;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     helpers::{
@@ -8,7 +8,7 @@ use aya_ebpf::{
     },
     programs::XdpContext,
 };
-use podlight_xdp::{Head, Key, ListenKey};
+use podlight_xdp::{Beat, HEAD_BYTES, Head, Key, ListenKey};
 
 use crate::packet::{Packet, bounds};
 
@@ -32,9 +32,33 @@ pub struct Scratch {
     pub forgotten: u32,
     /// The address and port that are asked.
     pub listen: ListenKey,
-    /// So that the verifier sees no copy end outside, see [`Scratch::load_path`].
-    room: [u64; 8],
+    /// Addresses that a port was found taken on, each at a place that it hashes to.
+    pub known: [Known; KNOWN],
+    /// The last heartbeat that was found fresh, and in which of the kernel's ticks.
+    pub fresh: (Beat, u64),
 }
+
+/// A power of two.
+pub const KNOWN: usize = 8;
+
+/// A port that is taken on an address, and what the map of listeners said of it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Known {
+    pub address: [u32; 4],
+    pub port: u32,
+    pub is_shared: u32,
+    /// [`podlight_xdp::Ports::version`] when it was looked up.
+    pub version: u64,
+}
+
+/// Where parts of [`Scratch`] begin, in words.
+const IP: usize = offset_of!(Scratch, ip) / 4;
+const REST_AT: usize = offset_of!(Scratch, rest) / 4;
+const HEAD: usize = (offset_of!(Scratch, head) + Head::START) / 4;
+
+/// Bytes of a request that are read in place. They hold the line of one for a short path, and no usual request is shorter.
+pub const NEAR: u32 = 64;
 
 /// Options of 12 bytes, the reply, and a word that fills up.
 const REST: usize = 12 / 4 + podlight_xdp::REPLY_BYTES / 4 + 1;
@@ -72,6 +96,16 @@ impl Scratch {
     /// Copies the IP header and TCP's fixed header; `false` if the packet is too short.
     #[inline(always)]
     pub fn load(&mut self, ctx: &XdpContext, packet: Packet) -> bool {
+        if packet.is_near {
+            let is_read = if packet.is_v6 {
+                self.read::<15>(ctx, packet.link, IP)
+            } else {
+                self.read::<10>(ctx, packet.link, IP + 5)
+            };
+            if is_read {
+                return true;
+            }
+        }
         // SAFETY: the destination is as long as what is copied, which the verifier checks.
         let result = unsafe {
             if packet.is_v6 {
@@ -87,30 +121,69 @@ impl Scratch {
     #[inline(always)]
     pub fn load_options(&mut self, ctx: &XdpContext, packet: Packet, length: u32) -> bool {
         let start = fixed_bytes(packet);
+        if length == 0
+            || (packet.is_near && length == 12 && self.read::<3>(ctx, start, REST_AT))
+            || (packet.is_near && length == 20 && self.read::<5>(ctx, start, REST_AT))
+        {
+            return true;
+        }
         // SAFETY: 64 bytes fit, which the verifier checks.
-        length == 0
-            || unsafe { bpf_xdp_load_bytes(ctx.ctx, start, self.rest.as_mut_ptr().cast(), within::<64>(length)) == 0 }
+        unsafe { bpf_xdp_load_bytes(ctx.ctx, start, self.rest.as_mut_ptr().cast(), within::<64>(length)) == 0 }
+    }
+
+    /// Copies the first [`NEAR`] bytes of the data, if there are so many and it begins behind the usual options.
+    #[inline(always)]
+    pub fn read_head(&mut self, ctx: &XdpContext, packet: Packet, start: u32, length: u32) -> bool {
+        packet.is_near
+            && start == fixed_bytes(packet) + 12
+            && length >= NEAR
+            && self.read::<{ NEAR as usize / 4 }>(ctx, fixed_bytes(packet) + 12, HEAD)
     }
 
     /// Copies the first bytes of the data, which begins `start` bytes into the packet and is `length` long.
     #[inline(always)]
     pub fn load_head(&mut self, ctx: &XdpContext, start: u32, length: u32) -> bool {
-        clear(&mut self.head);
-        let space = self.head.space();
-        let most = space.len() as u32;
+        let most = HEAD_BYTES as u32;
         let length = if length > most { most } else { length };
         // SAFETY: no more is copied than there is space; the verifier sees that the copy ends in this memory.
         length == 0
-            || unsafe { bpf_xdp_load_bytes(ctx.ctx, start, space.as_mut_ptr().cast(), within::<256>(length)) == 0 }
+            || unsafe {
+                let space = (&raw mut self.head).cast::<u8>().add(Head::START);
+                bpf_xdp_load_bytes(ctx.ctx, start, space.cast(), within::<256>(length)) == 0
+            }
     }
 
-    /// Makes the key's path of the `length` bytes that begin `start` bytes into the packet.
+    /// Copies `N` words that begin `from` bytes into the packet to those that begin at the word `to` of this; `false` if they are
+    /// not all in the packet's first buffer.
     #[inline(always)]
-    pub fn load_path(&mut self, ctx: &XdpContext, start: u32, length: u32) -> bool {
-        self.key.length = length;
-        clear(&mut self.key.path);
-        // SAFETY: as above.
-        unsafe { bpf_xdp_load_bytes(ctx.ctx, start, self.key.path.as_mut_ptr().cast(), within::<256>(length)) == 0 }
+    fn read<const N: usize>(&mut self, ctx: &XdpContext, from: u32, to: usize) -> bool {
+        let (start, end) = bounds(ctx.ctx);
+        let from = start + from as usize;
+        if from + N * 4 > end {
+            return false;
+        }
+        let words = (&raw mut *self).cast::<u32>();
+        for place in 0..N {
+            // SAFETY: the bounds were compared; callers name places of this. Volatile, lest it become a call of `memcpy`.
+            unsafe { *words.add(to + place) = core::ptr::read_volatile((from + place * 4) as *const u32) };
+        }
+        true
+    }
+
+    /// The other way round.
+    #[inline(always)]
+    fn write<const N: usize>(&self, ctx: &XdpContext, from: usize, to: u32) -> bool {
+        let (start, end) = bounds(ctx.ctx);
+        let to = start + to as usize;
+        if to + N * 4 > end {
+            return false;
+        }
+        let words = (&raw const *self).cast::<u32>();
+        for place in 0..N {
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile((to + place * 4) as *mut u32, *words.add(from + place)) };
+        }
+        true
     }
 
     /// Length of TCP segment with its header in bytes, as IP has it, and of the whole packet up to there.
@@ -165,19 +238,20 @@ impl Scratch {
             self.ip[7] |= u32::from_ne_bytes(two(fold(header)));
         }
         self.tcp.checksum = fold(sum);
-        self.store(ctx, packet, ip_bytes(packet) + length)
+        self.store(ctx, packet, ip_bytes(packet) + length, reply.words)
     }
 
-    /// Makes the packet as long as the reply and writes it: `length` bytes from IP's header on.
+    /// Makes the packet as long as the reply and writes it: `length` bytes from IP's header on, of which `words` are options
+    /// and data.
     #[inline(always)]
-    fn store(&mut self, ctx: &XdpContext, packet: Packet, length: u32) -> bool {
+    fn store(&mut self, ctx: &XdpContext, packet: Packet, length: u32, words: u32) -> bool {
+        let now = if packet.is_near { first_bytes(ctx) } else { whole_bytes(ctx) };
+        let wanted = packet.link + length;
+        let least = if now < LEAST { now } else { LEAST };
+        let wanted = if wanted < least { least } else { wanted };
+        let grows = wanted as i32 - now as i32;
         // SAFETY: helpers on this packet; each checks its own arguments.
         unsafe {
-            let now = bpf_xdp_get_buff_len(ctx.ctx) as u32;
-            let wanted = packet.link + length;
-            let least = if now < LEAST { now } else { LEAST };
-            let wanted = if wanted < least { least } else { wanted };
-            let grows = wanted as i32 - now as i32;
             if grows != 0 && bpf_xdp_adjust_tail(ctx.ctx, grows) != 0 {
                 // No room behind: there is always some in front.
                 let link = within::<32>(packet.link);
@@ -188,11 +262,53 @@ impl Scratch {
                     return false;
                 }
             }
+            if packet.is_near && self.write_all(ctx, packet, words) {
+                return swap_link(ctx);
+            }
             let ip = self.ip.as_mut_ptr();
             let ip = if packet.is_v6 { ip } else { ip.add(5) };
             bpf_xdp_store_bytes(ctx.ctx, packet.link, ip.cast(), within::<256>(length)) == 0 && swap_link(ctx)
         }
     }
+
+    /// Writes headers and `words` of options and data to their places, if replies have so many words.
+    #[inline(always)]
+    fn write_all(&mut self, ctx: &XdpContext, packet: Packet, words: u32) -> bool {
+        let start = fixed_bytes(packet);
+        let are_written = match words {
+            0 => true,
+            3 => self.write::<3>(ctx, REST_AT, start),
+            5 => self.write::<5>(ctx, REST_AT, start),
+            28 => self.write::<28>(ctx, REST_AT, start),
+            _ => false,
+        };
+        are_written
+            && if packet.is_v6 {
+                self.write::<15>(ctx, IP, packet.link)
+            } else {
+                self.write::<10>(ctx, IP + 5, packet.link)
+            }
+    }
+}
+
+/// Whether the first `end` bytes of the packet are there.
+#[inline(always)]
+pub fn has(ctx: &XdpContext, packet: Packet, end: u32) -> bool {
+    packet.is_near || whole_bytes(ctx) >= end
+}
+
+/// Length of the packet's first buffer.
+#[inline(always)]
+pub fn first_bytes(ctx: &XdpContext) -> u32 {
+    let (start, end) = bounds(ctx.ctx);
+    (end - start) as u32
+}
+
+/// Length of the packet.
+#[inline(always)]
+fn whole_bytes(ctx: &XdpContext) -> u32 {
+    // SAFETY: the helper reads the packet's length.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
 }
 
 /// A reply's TCP part.
@@ -211,17 +327,6 @@ pub struct Segment {
     pub words: u32,
     /// Sum of these words.
     pub sum: u64,
-}
-
-/// Fills memory that is made of words with zeros, word by word: the compiler's own way is a function that goes byte by byte.
-#[inline(always)]
-fn clear<T>(memory: &mut T) {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
-    let words = (&raw mut *memory).cast::<u64>();
-    for place in 0..size_of::<T>() / 8 {
-        // SAFETY: the place is within, and zeros are a value of what this is used for: integers.
-        unsafe { core::ptr::write_volatile(words.add(place), 0) };
-    }
 }
 
 /// `value`, of which the verifier knows nothing any more: it does not follow what goes through a map's memory. Otherwise it

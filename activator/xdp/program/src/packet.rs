@@ -1,8 +1,7 @@
 //! Is this packet for a port that is taken? The only code that most packets meet: a few loads at fixed places and one bit.
-//! Fixed, because the kernel lets a program add a variable to a packet pointer only with CAP_PERFMON; each of the six
-//! layouts is a function of its own so that the compiler does not fold them into one with a variable.
+//! Each of the six layouts is a function of its own so that the compiler does not fold them into one with variable places.
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::bindings::xdp_md;
 
 use crate::PORTS;
 
@@ -15,6 +14,10 @@ pub struct Packet {
     pub is_v6: bool,
     /// The port is taken on any address.
     pub is_any: bool,
+    /// What is read and written is at places that are known when this is compiled, as it is without tags, and in the packet's
+    /// first buffer. Then it is read and written there. Otherwise the kernel's helpers do it; each call takes as long as
+    /// fifty instructions.
+    pub is_near: bool,
 }
 
 const ETHERNET: usize = 14;
@@ -27,19 +30,39 @@ const TCP: u8 = 6;
 /// More fragments, or an offset.
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 
-/// The packet's layout if it is a TCP packet in one piece to a port that may be taken.
+/// What carries a packet.
+pub enum Carrier {
+    V4,
+    V6,
+    Tagged,
+    Other,
+}
+
+/// What the Ethernet header says that it carries.
 #[inline(always)]
-pub fn classify(ctx: &XdpContext) -> Option<Packet> {
-    let found = match kind(ctx.ctx, ETHERNET) {
-        IPV4 => packet_v4(ctx.ctx),
-        IPV6 => packet_v6(ctx.ctx),
-        CUSTOMER_TAG | SERVICE_TAG => packet_tagged(ctx.ctx),
-        _ => 0,
-    };
-    if found == 0 {
-        return None;
+pub fn carrier(ctx: *mut xdp_md) -> Carrier {
+    match kind(ctx, ETHERNET) {
+        IPV4 => Carrier::V4,
+        IPV6 => Carrier::V6,
+        CUSTOMER_TAG | SERVICE_TAG => Carrier::Tagged,
+        _ => Carrier::Other,
     }
-    Some(Packet { link: found & 0xff, is_v6: found & IS_V6 != 0, is_any: found & IS_ANY != 0 })
+}
+
+/// The layout of a packet without tags, if it is a TCP packet in one piece to a port that may be taken.
+#[inline(always)]
+pub fn plain<const IS_V6: bool>(ctx: *mut xdp_md) -> Option<Packet> {
+    let found = if IS_V6 { v6::<ETHERNET>(ctx) } else { v4::<ETHERNET>(ctx) };
+    let is_any = found & IS_ANY != 0;
+    (found != 0).then_some(Packet { link: ETHERNET as u32, is_v6: IS_V6, is_any, is_near: true })
+}
+
+/// The same of a packet with tags.
+#[inline(always)]
+pub fn behind_tags(ctx: *mut xdp_md) -> Option<Packet> {
+    let found = tagged(ctx);
+    let (is_v6, is_any) = (found & self::IS_V6 != 0, found & IS_ANY != 0);
+    (found != 0).then_some(Packet { link: found & 0xff, is_v6, is_any, is_near: false })
 }
 
 const IS_V6: u32 = 1 << 8;
@@ -60,9 +83,6 @@ macro_rules! functions {
 }
 
 functions! {
-    packet_v4 = v4::<ETHERNET>;
-    packet_v6 = v6::<ETHERNET>;
-    packet_tagged = tagged;
     packet_v4_tag = v4::<ONE>;
     packet_v6_tag = v6::<ONE>;
     packet_v4_tags = v4::<TWO>;

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{ANY_ADDRESS, Key};
+
 fn parse(request: &[u8]) -> Request {
     Head::new(request).parse(request.len())
 }
@@ -108,5 +110,19 @@ proptest! {
     #[test]
     fn the_parser_agrees_with_the_plainest_one(request in prop_oneof![nearly(), prop::collection::vec(any::<u8>(), 0..300)]) {
         prop_assert_eq!(parse(&request), oracle(&request));
+    }
+
+    #[test]
+    fn what_lies_behind_the_bytes_that_have_come_changes_nothing(request in nearly(), come in any::<prop::sample::Index>()) {
+        let come = come.index(request.len() + 1);
+        prop_assert_eq!(Head::new(&request).parse(come), oracle(&request[..come]));
+    }
+
+    #[test]
+    fn the_paths_words_are_those_of_its_key(path in prop::collection::vec(0x21_u8..0x7f, 1..MAX_PATH)) {
+        let request = [b"GET ".as_slice(), &path, b" HTTP/1.1\r\n"].concat();
+        let (head, key) = (Head::new(&request), Key::new(ANY_ADDRESS, 1, &path).expect("it fits"));
+        let words: Vec<u64> = (0..PATH_WORDS).map(|place| head.path_word(place, path.len())).collect();
+        prop_assert_eq!(words, key.path);
     }
 }

@@ -3,7 +3,7 @@
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use podlight_xdp::{Answer, Beat, Counter, Entry, Key, ListenKey, Ports, Settings};
+use podlight_xdp::{Answer, Beat, Counter, Entry, Key, ListenKey, Ports, Settings, Shelf, ShortKey};
 
 static OBJECT: &[u8] = include_bytes_aligned!("../../podlight.o");
 
@@ -19,7 +19,8 @@ pub(crate) enum Action {
 
 pub(crate) struct Bench {
     ebpf: Ebpf,
-    answers: HashMap<MapData, Key, Entry>,
+    short: HashMap<MapData, ShortKey, Entry>,
+    long: HashMap<MapData, Key, Entry>,
     listening: HashMap<MapData, ListenKey, u32>,
     ports: Array<MapData, Ports>,
     beat: Array<MapData, Beat>,
@@ -29,14 +30,18 @@ pub(crate) struct Bench {
 impl Bench {
     /// A program that takes no port, under a fresh heartbeat.
     pub(crate) fn new() -> Self {
-        let loader = EbpfLoader::new().map_max_entries("ANSWERS", 64).map_max_entries("LISTENING", 64).load(OBJECT);
-        let mut ebpf = loader.expect("the object loads: these tests take root");
+        let mut loader = EbpfLoader::new();
+        for map in ["ANSWERS", "LONG", "LISTENING"] {
+            loader.map_max_entries(map, 512);
+        }
+        let mut ebpf = loader.load(OBJECT).expect("the object loads: these tests take root");
         program(&mut ebpf).load().expect("the verifier takes the program");
         let mut settings: Array<MapData, Settings> = take(&mut ebpf, "SETTINGS");
         settings.set(0, Settings { seed: SEED, mark: 0x1234_5678_9abc_def1 }, 0).expect("one element");
-        let (answers, listening) = (take(&mut ebpf, "ANSWERS"), take(&mut ebpf, "LISTENING"));
+        let (short, long, listening) =
+            (take(&mut ebpf, "ANSWERS"), take(&mut ebpf, "LONG"), take(&mut ebpf, "LISTENING"));
         let (ports, beat, counters) = (take(&mut ebpf, "PORTS"), take(&mut ebpf, "BEAT"), take(&mut ebpf, "COUNTERS"));
-        let mut bench = Self { ebpf, answers, listening, ports, beat, counters };
+        let mut bench = Self { ebpf, short, long, listening, ports, beat, counters };
         bench.beat(Beat { updated_ns: now(), ttl_ns: u64::MAX });
         bench
     }
@@ -50,7 +55,11 @@ impl Bench {
     }
 
     pub(crate) fn put_entry(&mut self, key: &Key, entry: Entry) {
-        self.answers.insert(key, entry, 0).expect("there is room");
+        let inserted = match key.shelf() {
+            Shelf::Short(key) => self.short.insert(key, entry, 0),
+            Shelf::Long(key) => self.long.insert(key, entry, 0),
+        };
+        inserted.expect("there is room");
     }
 
     /// Takes a port, on any address or on one whose answers are its own.
@@ -64,6 +73,16 @@ impl Bench {
                 self.listening.insert(ListenKey { address, port: u32::from(port) }, 0, 0).expect("there is room");
             }
         }
+        bits.version += 1;
+        self.ports.set(place, bits, 0).expect("an element");
+    }
+
+    /// Gives back a port that was taken on one address.
+    pub(crate) fn unlisten(&mut self, port: u16, address: [u8; 16]) {
+        self.listening.remove(&ListenKey { address, port: u32::from(port) }).expect("it is there");
+        let place = u32::from(port >> 6);
+        let mut bits = self.ports.get(&place, 0).expect("an element");
+        bits.version += 1;
         self.ports.set(place, bits, 0).expect("an element");
     }
 

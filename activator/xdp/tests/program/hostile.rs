@@ -80,6 +80,22 @@ fn later_segments_are_acknowledged_only_once_the_reply_is() {
 }
 
 #[test]
+fn what_comes_behind_the_first_segment_is_never_taken_for_it() {
+    let mut bench = bench();
+    for peer in Peer::all() {
+        let (cookie, echo) = open(&mut bench, &peer);
+        for offset in 1..=8 {
+            // A byte that no request begins with, and a question behind what it is a part of.
+            for data in [b" ".to_vec(), get(PATH)] {
+                let frame = peer.frame(peer.segment(offset, cookie.wrapping_add(1), echo), &data);
+                let (action, _, counter) = bench.run(&frame);
+                assert_eq!((action, counter), (Action::Drop, Some(Counter::Later)), "{peer:?} {offset}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_forged_acknowledgement_gets_nothing() {
     let mut bench = bench();
     for peer in Peer::all() {

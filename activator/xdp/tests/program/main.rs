@@ -6,7 +6,7 @@ mod peer;
 
 use bench::{Action, Bench, now};
 use peer::{INITIAL, PORT, Peer, Reply};
-use podlight_xdp::{ANY_ADDRESS, Answer, Beat, Counter, Entry, Key, NEVER, REPLY_BYTES, v4_mapped};
+use podlight_xdp::{ANY_ADDRESS, Answer, Beat, Counter, Entry, Key, MAX_PATH, NEVER, REPLY_BYTES, v4_mapped};
 
 pub(crate) const PATH: &str = "/ready/default/web";
 pub(crate) const DOWN: &str = "/ready/default/down";
@@ -162,6 +162,43 @@ fn each_question_gets_its_own_answer() {
 }
 
 #[test]
+fn paths_of_every_length_are_found_and_told_apart_however_short_the_request() {
+    let mut bench = bench();
+    for peer in [true, false].map(|is_v6| Peer { is_v6, tags: 0, has_timestamps: true }) {
+        for length in 1..=MAX_PATH {
+            let path = format!("/{}", "x".repeat(length - 1));
+            bench.put(&key(&path), &ANSWER);
+            for request in [get(&path), format!("GET {path} HTTP/1.0\r\n\r\n").into_bytes()] {
+                assert_eq!(ask(&mut bench, &peer, &request).0, Counter::Ready, "{length}");
+            }
+            if length > 1 {
+                let other = format!("{}y", &path[..length - 1]);
+                assert_eq!(ask(&mut bench, &peer, &get(&other)).0, Counter::Unknown, "{length}");
+            }
+        }
+        assert_eq!(ask(&mut bench, &peer, &get(&format!("/{}", "x".repeat(MAX_PATH)))).0, Counter::Malformed);
+    }
+}
+
+#[test]
+fn a_timestamp_is_found_wherever_it_stands() {
+    let mut bench = bench();
+    for peer in Peer::all().into_iter().filter(|peer| peer.has_timestamps) {
+        let (cookie, echo) = open(&mut bench, &peer);
+        let stamp = [&[8, 10, 1, 2, 3, 4], &echo.to_be_bytes()[..]].concat();
+        let orders: [&[u8]; 4] =
+            [&[&stamp[..], &[1, 1]].concat(), &[&[1][..], &stamp, &[1]].concat(), &[&stamp[..], &[0]].concat(), &stamp];
+        for options in orders {
+            let mut header = peer.segment(0, cookie.wrapping_add(1), echo);
+            header.set_options_raw(options).expect("it fits");
+            let (action, frame, counter) = bench.run(&peer.frame(header, &get(PATH)));
+            assert_eq!((action, counter), (Action::Send, Some(Counter::Ready)), "{peer:?} {options:?}");
+            Reply::read(&peer, &frame);
+        }
+    }
+}
+
+#[test]
 fn an_answer_that_has_run_out_is_503_and_never_200() {
     let mut bench = bench();
     let peer = Peer { is_v6: false, tags: 0, has_timestamps: true };
@@ -224,4 +261,25 @@ fn a_configured_probe_is_answered_on_its_own_address_and_nowhere_else() {
     assert_eq!(ask(&mut bench, &v4, &get(PATH)).0, Counter::Unknown);
     let syn = Peer { is_v6: true, ..v4 }.syn();
     assert_eq!(bench.run(&syn), (Action::Pass, syn.clone(), None));
+}
+
+#[test]
+fn an_address_that_is_left_is_left_at_once() {
+    let mut bench = Bench::new();
+    for peer in Peer::all() {
+        let (_, server) = peer.addresses();
+        let address = match server {
+            std::net::IpAddr::V4(address) => v4_mapped(address.octets()),
+            std::net::IpAddr::V6(address) => address.octets(),
+        };
+        for _ in 0..3 {
+            bench.listen(PORT, Some(address));
+            let (cookie, echo) = open(&mut bench, &peer);
+            bench.unlisten(PORT, address);
+            let question = peer.frame(peer.segment(0, cookie.wrapping_add(1), echo), &get(PATH));
+            for frame in [peer.syn(), question] {
+                assert_eq!(bench.run(&frame), (Action::Pass, frame.clone(), None), "{peer:?}");
+            }
+        }
+    }
 }

@@ -1,17 +1,19 @@
 //! CPU of the answering side alone. On a veth pair a packet is handled on the core that sent it, the far end's share with it;
 //! here each end is told to handle what it receives on a core of its own: packet steering (`rps_cpus`) for skbs, a NAPI thread
 //! pinned to the core for native XDP. The client's core is then the client's, the other one the server's: its packets, its
-//! program, its TCP, its process, and the interrupts between the cores that a real NIC would have too. What a core was not idle
-//! is counted, which the kernel keeps to the microsecond, less what it is not idle without probes.
+//! program, its TCP, its process, and the interrupts between the cores that a real NIC would have too. What is measured is how
+//! much less other work that core gets done while probes come, work that yields to everything: the kernel's own counts of a
+//! core's time go by ticks, and take what an interrupt does for the work of whoever was interrupted.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::arena::{Contender, Who};
 use super::beside;
 use super::rate::AT_ONCE;
+use super::soak::soak;
 use crate::bench::progress;
 use crate::bench::proxy::child::{MEASURED_CORE, OTHER_CORE, core_of};
 use crate::bench::report::Row;
@@ -21,15 +23,19 @@ use crate::net::ground::Mode;
 use crate::net::namespace::Namespace;
 use crate::net::pair::DEVICE;
 
+/// Probes come for so long.
 const SECONDS: u32 = 2;
 
-const ROUNDS: usize = 4;
+/// From the load's start on until it is under way.
+const START: Duration = Duration::from_millis(300);
+
+/// The part of the load in which the core is watched.
+const WATCHED: Duration = Duration::from_millis(1_400);
+
+const ROUNDS: usize = 5;
 
 /// More of the measured core than this is somebody else's run.
 const MOST_BACKGROUND: f64 = 0.2;
-
-/// `USER_HZ`: the unit of `/proc/stat`.
-const TICKS_A_SECOND: f64 = 100.0;
 
 /// Measures all figures.
 pub(super) async fn measure(contenders: &[Contender]) -> Result<Vec<Row>> {
@@ -37,17 +43,12 @@ pub(super) async fn measure(contenders: &[Contender]) -> Result<Vec<Row>> {
         separate(contender).await.with_context(|| format!("cannot give {} a core", contender.who.name()))?;
     }
     let mut each_us: Vec<Vec<f64>> = contenders.iter().map(|_| Vec::new()).collect();
-    let core = core_of(OTHER_CORE);
     for round in 0..=ROUNDS {
         progress(&format!("CPU of the answering core, round {round} of {ROUNDS}"));
-        let background = background().await?;
         for (contender, each_us) in contenders.iter().zip(&mut each_us) {
-            let (begun, before) = (Instant::now(), idle(MEASURED_CORE)?);
-            let seen = wrk(&contender.pair, contender.to(), &contender.path, AT_ONCE, SECONDS, Some(&core)).await?;
-            let (seconds, seen) = (begun.elapsed().as_secs_f64(), seen.whole()?);
-            let busy = seconds - (idle(MEASURED_CORE)? - before) - background * seconds;
+            let us = probe_us(contender).await?;
             if round > 0 {
-                each_us.push(busy * 1e6 / seen.answers as f64);
+                each_us.push(us);
             }
         }
     }
@@ -58,22 +59,33 @@ pub(super) async fn measure(contenders: &[Contender]) -> Result<Vec<Row>> {
     let nginx = of(Who::Nginx)?;
     let row = |mode: Mode| -> Result<Row> {
         let who = Who::Ours(mode);
-        let figure = format!("CPU per probe of the answering core, {}", who.name());
+        let figure = format!("CPU per probe of the answering core (other work that it gets less done), {}", who.name());
         Ok(beside(&figure, "µs", "nginx", of(who)?, nginx))
     };
     Ok(vec![row(Mode::Generic)?.bounds(0.333, 0.2), row(Mode::Native)?.bounds(0.333, 0.2), row(Mode::Userspace)?])
 }
 
-/// How much of the measured core something else takes, from 0 to 1.
+/// Time of the measured core that a probe takes, in microseconds.
+async fn probe_us(contender: &Contender) -> Result<f64> {
+    let alone = soak(MEASURED_CORE, WATCHED).await?;
+    let core = core_of(OTHER_CORE);
+    let load = wrk(&contender.pair, contender.to(), &contender.path, AT_ONCE, SECONDS, Some(&core));
+    let watch = async {
+        tokio::time::sleep(START).await;
+        soak(MEASURED_CORE, WATCHED).await
+    };
+    let (seen, beside) = tokio::join!(load, watch);
+    Ok((1.0 - beside?.rate / alone.rate) * 1e6 / seen?.whole()?.rate)
+}
+
+/// Fails when something else takes so much of the measured core that figures would be about that.
 ///
 /// # Errors
-/// When it takes so much that figures would be about that.
-pub(super) async fn background() -> Result<f64> {
-    let (begun, before) = (Instant::now(), idle(MEASURED_CORE)?);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let busy = 1.0 - (idle(MEASURED_CORE)? - before) / begun.elapsed().as_secs_f64();
-    ensure!(busy < MOST_BACKGROUND, "something else takes {:.0} % of the measured core", busy * 100.0);
-    Ok(busy.max(0.0))
+/// When it does.
+pub(super) async fn background() -> Result<()> {
+    let taken = 1.0 - soak(MEASURED_CORE, Duration::from_secs(1)).await?.share;
+    ensure!(taken < MOST_BACKGROUND, "something else takes {:.0} % of the measured core", taken * 100.0);
+    Ok(())
 }
 
 /// Has each end of a pair handle on its own core what it receives.
@@ -115,15 +127,4 @@ fn napi_threads() -> Result<Vec<String>> {
         }
     }
     Ok(found)
-}
-
-/// Seconds that a core has been idle since the start.
-fn idle(core: usize) -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat")?;
-    let prefix = format!("cpu{} ", core_of(core));
-    let line = stat.lines().find_map(|line| line.strip_prefix(&prefix)).context("no such core")?;
-    let ticks: Vec<u64> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-    ensure!(ticks.len() >= 8, "no counts of a core");
-    // Idle, waiting for a disk, and what another machine on the same host took.
-    Ok((ticks[3] + ticks[4] + ticks[7]) as f64 / TICKS_A_SECOND)
 }

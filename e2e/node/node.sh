@@ -297,7 +297,8 @@ load | enter | status)
     shift
     case $action in
     load) load "$@" ;;
-    enter) exec nsenter -t "$(cat "$state/pid")" -m -n -u -p -- "$@" ;;
+    # Whoever enters a mount namespace is at its root.
+    enter) exec nsenter -t "$(cat "$state/pid")" -m -n -u -p -- env --chdir="$PWD" "$@" ;;
     status) kubectl get pods -A -o wide ;;
     esac
     ;;

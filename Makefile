@@ -71,7 +71,7 @@ fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each
 lint: deny ## Formatting, clippy with warnings as errors, docs, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
-	$(CARGO) clippy $(PROFILE) --workspace --test xdp -- -D warnings
+	$(CARGO) clippy $(PROFILE) --workspace --test xdp --test cluster -- -D warnings
 	$(CARGO) clippy $(PROFILE) --workspace --features podlight-xdp/user --test program -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 

@@ -4,6 +4,7 @@
 #   kind.sh load TAR…      loads images from archives
 #   kind.sh enter CMD…     runs a command in docker's namespaces and the node's network: pods and Services can be reached
 #   kind.sh status         whether it is up, and its pods
+#   kind.sh logs FOLDER    copies the logs of the node
 #   kind.sh down           ends it, docker with it, and nothing else
 # Docker (Debian's package, where there is none) runs in mount, pid, uts and network namespaces, so that its rules, links
 # and mounts stay in there. Its images are kept for the next time.
@@ -139,7 +140,7 @@ down)
     build
     down
     ;;
-load | enter | status)
+load | enter | status | logs)
     running || fail "it is not up"
     build
     action=$1
@@ -148,10 +149,11 @@ load | enter | status)
     load) load "$@" ;;
     enter) enter "$@" ;;
     status) enter "$node/kubectl" get pods -A -o wide ;;
+    logs) beside_docker "$kind" export logs "$(realpath -m "$1")" --name $cluster >&2 ;;
     esac
     ;;
 *)
-    sed -n '2,9s/^# //p' "$0" >&2
+    sed -n '2,10s/^# //p' "$0" >&2
     exit 64
     ;;
 esac

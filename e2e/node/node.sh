@@ -4,6 +4,7 @@
 #   node.sh load TAR…      loads images from archives
 #   node.sh enter CMD…     runs a command in its namespaces
 #   node.sh status         whether it is up, and its pods
+#   node.sh logs FOLDER    copies the logs of everything that runs on it outside pods
 #   node.sh down           ends it, and nothing else
 # Its rules, mounts, sysctls and ports stay in there; the machine gets one link and routes to Services and pods. One at a time.
 set -euo pipefail
@@ -290,7 +291,7 @@ case ${1:-} in
 up) up ;;
 down) down ;;
 __inside) inside ;;
-load | enter | status)
+load | enter | status | logs)
     running || fail "it is not up"
     build
     action=$1
@@ -300,10 +301,11 @@ load | enter | status)
     # Whoever enters a mount namespace is at its root.
     enter) exec nsenter -t "$(cat "$state/pid")" -m -n -u -p -- env --chdir="$PWD" "$@" ;;
     status) kubectl get pods -A -o wide ;;
+    logs) mkdir -p "$1" && cp -R "$state/logs/." "$1/" ;;
     esac
     ;;
 *)
-    sed -n '2,9s/^# //p' "$0" >&2
+    sed -n '2,10s/^# //p' "$0" >&2
     exit 64
     ;;
 esac

@@ -14,7 +14,9 @@ node | kind)
     cluster=$here/$where.sh
     images=$(mktemp -d)
     end() {
+        local status=$?
         rm -rf "$images"
+        [ $status -eq 0 ] || "$cluster" logs "$here/../../target/e2e/node" || true
         if [ -n "${KEEP:-}" ]; then
             echo "suite.sh: the cluster is up: KUBECONFIG=${KUBECONFIG:-}; $cluster status, enter, load, down"
         else

@@ -23,7 +23,7 @@ impl Cluster {
     /// # Errors
     /// When nothing can be written.
     pub async fn keep_evidence(&self, case: &str, failure: &str) -> Result<PathBuf> {
-        let folder = folder()?.join(case);
+        let folder = folder().join(case);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }

@@ -4,13 +4,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use kube::api::PostParams;
 use podlight_e2e::bench::usage::{median, millis};
-use podlight_e2e::cluster::Cluster;
-use podlight_e2e::cluster::shop::{PATIENCE, address, app_container, is_injected, is_ready, named, pod_of, tell_app};
+use podlight_e2e::cluster::shop::{
+    PATIENCE, SIDECAR, Shop, address, app_container, is_injected, is_ready, named, pod_of, tell_app,
+};
 use podlight_e2e::cluster::timeline::{Teller, Timeline, instant_of};
-use podlight_e2e::eventually::within;
-use serde_json::json;
+use podlight_e2e::cluster::{Cluster, RELEASE, chart};
+use podlight_e2e::eventually::{eventually, within};
+use serde_json::{Value, json};
 
 /// Runs of a comparison: a kubelet asks once a second, at a phase that nobody chooses.
 const ROUNDS: usize = 5;
@@ -41,6 +44,39 @@ pub(crate) async fn a_pod_of_a_labelled_namespace_gets_the_sidecar_and_is_ready_
     ));
     ensure!(table < slice, "the slices were first");
     shop.close().await
+}
+
+pub(crate) async fn the_policy_injects_as_the_webhook_does(cluster: &'static Cluster) -> Result<()> {
+    let shop = cluster.shop("doors").await?;
+    let mut pod = named("web-door", pod_of(&[app_container(&[])]));
+    // Each pod would have a volume of another name, and the sidecar its mount.
+    pod["spec"]["automountServiceAccountToken"] = json!(false);
+    let by_webhook = would_be(&shop, &pod).await?;
+    ensure!(is_injected(&by_webhook), "the webhook does not inject");
+    let chart = chart();
+    let policy = ["upgrade", RELEASE, &chart, "--reuse-values", "--set", "injection.mode=policy"];
+    cluster.helm(&[&policy[..], &["--wait", "--timeout", "180s"]].concat()).await?;
+    let by_policy = eventually("the policy injects", async || {
+        let pod = would_be(&shop, &pod).await?;
+        Ok(is_injected(&pod).then_some(pod))
+    })
+    .await?;
+    let [webhook, policy] = [by_webhook, by_policy].map(|pod| pod.spec.unwrap_or_default());
+    ensure!(sidecar(&webhook) == sidecar(&policy), "{:#?}\nand\n{:#?}", sidecar(&webhook), sidecar(&policy));
+    shop.ready_pod("web-door", pod).await?;
+    shop.wait_verdict("web-door", "ready pushed").await?;
+    cluster.helm(&["rollback", RELEASE, "--wait", "--timeout", "180s"]).await?;
+    shop.close().await
+}
+
+/// What the API server would make of a pod.
+async fn would_be(shop: &Shop, pod: &Value) -> Result<Pod> {
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    Ok(shop.api::<Pod>().create(&dry, &serde_json::from_value(pod.clone())?).await?)
+}
+
+fn sidecar(spec: &PodSpec) -> Option<&Container> {
+    spec.init_containers.iter().flatten().find(|container| container.name == SIDECAR)
 }
 
 pub(crate) async fn a_namespace_of_the_restricted_level_accepts_injected_pods(cluster: &'static Cluster) -> Result<()> {

@@ -32,6 +32,7 @@ macro_rules! cases {
 const CASES: &[(&str, Run)] = &cases![
     installation::the_chart_installs_and_everything_gets_ready,
     injection::a_pod_of_a_labelled_namespace_gets_the_sidecar_and_is_ready_in_every_table_first,
+    injection::the_policy_injects_as_the_webhook_does,
     injection::a_namespace_of_the_restricted_level_accepts_injected_pods,
     injection::a_pod_with_an_exec_probe_is_left_to_the_api_servers_word,
     injection::a_job_completes_with_the_sidecar_in_it,

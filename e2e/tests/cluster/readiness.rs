@@ -108,7 +108,7 @@ pub(crate) async fn pods_of_a_stateful_set_are_ready_in_every_table(cluster: &'s
 }
 
 pub(crate) async fn an_app_that_turns_not_ready_is_out_of_every_table_first(cluster: &'static Cluster) -> Result<()> {
-    let (shop, timeline, address) = ready_shop(cluster, "not-ready", "web-off").await?;
+    let (shop, timeline, address) = ready_shop(cluster, "not-ready", "web-off", &[]).await?;
     let before = Instant::now();
     tell_app(address, "/off").await?;
     let tables = timeline.in_all_tables("web-off", before, is_out).await?;
@@ -126,7 +126,8 @@ pub(crate) async fn an_app_that_turns_not_ready_is_out_of_every_table_first(clus
 pub(crate) async fn an_app_that_crashes_is_out_of_every_table_until_it_is_back(
     cluster: &'static Cluster,
 ) -> Result<()> {
-    let (shop, timeline, _) = ready_shop(cluster, "crash", "web-crash").await?;
+    // Away for longer than from one probe to the next.
+    let (shop, timeline, _) = ready_shop(cluster, "crash", "web-crash", &["delay=2000"]).await?;
     let before = Instant::now();
     signal("web-crash", APP, Signal::KILL)?;
     let tables = timeline.in_all_tables("web-crash", before, is_out).await?;
@@ -140,7 +141,7 @@ pub(crate) async fn an_app_that_crashes_is_out_of_every_table_until_it_is_back(
 pub(crate) async fn an_app_that_is_stopped_is_out_of_every_table_until_it_goes_on(
     cluster: &'static Cluster,
 ) -> Result<()> {
-    let (shop, timeline, _) = ready_shop(cluster, "stop", "web-stop").await?;
+    let (shop, timeline, _) = ready_shop(cluster, "stop", "web-stop", &[]).await?;
     let before = Instant::now();
     signal("web-stop", APP, Signal::STOP)?;
     // A probe that nobody answers takes its time-out, the sidecar's as the kubelet's: either may be first.
@@ -156,7 +157,7 @@ pub(crate) async fn an_app_that_is_stopped_is_out_of_every_table_until_it_goes_o
 pub(crate) async fn a_deleted_pod_is_out_of_every_table_when_the_slices_tell_it(
     cluster: &'static Cluster,
 ) -> Result<()> {
-    let (shop, timeline, _) = ready_shop(cluster, "delete", "web-gone").await?;
+    let (shop, timeline, _) = ready_shop(cluster, "delete", "web-gone", &[]).await?;
     let before = Instant::now();
     shop.api::<Pod>().delete("web-gone", &DeleteParams::default()).await?;
     let tables = timeline.in_all_tables("web-gone", before, is_out).await?;
@@ -169,7 +170,7 @@ pub(crate) async fn a_deleted_pod_is_out_of_every_table_when_the_slices_tell_it(
 }
 
 pub(crate) async fn a_pod_deleted_by_force_is_out_of_every_table(cluster: &'static Cluster) -> Result<()> {
-    let (shop, timeline, _) = ready_shop(cluster, "force", "web-force").await?;
+    let (shop, timeline, _) = ready_shop(cluster, "force", "web-force", &[]).await?;
     let before = Instant::now();
     shop.api::<Pod>().delete("web-force", &DeleteParams::default().grace_period(0)).await?;
     let slices = timeline.first(Teller::Slices, "web-force", before, is_out).await?;
@@ -223,9 +224,14 @@ pub(crate) async fn ninety_pods_at_once_are_ready_in_every_table(cluster: &'stat
 }
 
 /// A shop with a ready pod, and what is told of it from then on.
-async fn ready_shop(cluster: &'static Cluster, purpose: &str, pod: &str) -> Result<(Shop, Timeline, IpAddr)> {
+async fn ready_shop(
+    cluster: &'static Cluster,
+    purpose: &str,
+    pod: &str,
+    app: &[&str],
+) -> Result<(Shop, Timeline, IpAddr)> {
     let shop = cluster.shop(purpose).await?;
-    let address = shop.ready_pod(pod, pod_of(&[app_container(&[])])).await?;
+    let address = shop.ready_pod(pod, pod_of(&[app_container(app)])).await?;
     shop.wait_verdict(pod, "ready pushed").await?;
     let timeline = Timeline::of(cluster, &shop).await?;
     within(PATIENCE, "the slices have the pod", async || Ok(shop.ready_in_slices().await?.contains(pod).then_some(())))

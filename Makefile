@@ -12,12 +12,15 @@ FUZZ_SECONDS ?= 30
 SEEDS ?= 100000
 SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
+CASES ?=
+SUITE = TEST="$(CARGO) test $(PROFILE) --workspace --test cluster --" e2e/node/suite.sh
+SHIPPED := $(BIN)/podlight-activator $(DIST)/podlight-sidecar $(BIN)/podlight-testapp
 
 .PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
-    advisories fmt image root xdp xdp-check ci clean
+    advisories fmt image root xdp xdp-check e2e e2e-fast e2e-keep bench-e2e e2e-images e2e-build e2e-node-image ci clean
 
 help: ## Print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the binaries, statically linked, and the tests with them
 	$(CARGO) build $(PROFILE) --workspace --all-targets
@@ -75,7 +78,7 @@ fuzz: ## Fuzz everything parsed from the network, FUZZ_SECONDS each
 lint: deny ## Formatting, clippy with warnings as errors, docs, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
-	$(CARGO) clippy $(PROFILE) --workspace --test xdp -- -D warnings
+	$(CARGO) clippy $(PROFILE) --workspace --test xdp --test cluster -- -D warnings
 	$(CARGO) clippy $(PROFILE) --workspace --features podlight-xdp/user --test program -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 
@@ -97,6 +100,27 @@ xdp-check: ## Compare the kept object with what its source gives, byte for byte
 
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
+
+e2e: e2e-build ## The suite on a cluster that kind makes (root), on KUBECONFIG's with E2E_USE_KUBECONFIG=1: make e2e CASES="cold crash"
+	@$(SUITE) $(if $(E2E_USE_KUBECONFIG),kubeconfig,kind) $(SHIPPED) $(CASES)
+
+e2e-fast: e2e-build ## The suite on a cluster without Docker (root), which is up in seconds
+	@$(SUITE) node $(SHIPPED) $(CASES)
+
+e2e-keep: e2e-build ## As e2e, and leave the cluster up; e2e/node/kind.sh ends it
+	@KEEP=1 $(SUITE) kind $(SHIPPED) $(CASES)
+
+bench-e2e: e2e-build ## The figures of a whole cluster, kubelets and all (root)
+	@TEST="$(BIN)/podlight-bench cluster" e2e/node/suite.sh $(if $(E2E_USE_KUBECONFIG),kubeconfig,kind) $(SHIPPED)
+
+e2e-images: e2e-build ## Write the suite's images as archives into target/images, for a cluster of your own
+	@e2e/node/images.sh target/images $(SHIPPED)
+
+e2e-build: dist-sidecar
+	$(CARGO) build $(PROFILE) --workspace --bins --test cluster
+
+e2e-node-image: ## Build kind's node image, once, into the user's cache, from Go modules and Debian's packages (root)
+	@e2e/node/kind-image.sh
 
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check

@@ -96,6 +96,11 @@ impl Reader {
         Ok(Self { base: base.to_owned(), token: Some(token.to_owned()), http: https_client(ca_pem)? })
     }
 
+    /// A caller with this token, through a client of one's own.
+    pub fn through(base: &str, token: &str, http: reqwest::Client) -> Self {
+        Self { base: base.to_owned(), token: Some(token.to_owned()), http }
+    }
+
     /// A caller without token.
     ///
     /// # Errors

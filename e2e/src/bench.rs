@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub mod cluster;
 pub mod events;
 pub mod fleet;
 pub mod floor;
@@ -45,11 +46,13 @@ pub enum Group {
     Rollout,
     /// Probes that the kernel answers. Takes root, so that it is measured when it is named.
     Xdp,
+    /// A whole cluster, which KUBECONFIG names. Measured when it is named.
+    Cluster,
 }
 
 impl Group {
     /// All of them, in the order in which they run: those that need many pods on a real API server last, together.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Table,
         Self::Latency,
         Self::Sidecar,
@@ -57,6 +60,7 @@ impl Group {
         Self::Held,
         Self::Rollout,
         Self::Xdp,
+        Self::Cluster,
         Self::Events,
         Self::Storm,
     ];
@@ -73,6 +77,7 @@ impl Group {
             Self::Held => "held",
             Self::Rollout => "rollout",
             Self::Xdp => "xdp",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -91,7 +96,14 @@ impl Group {
     /// Pods on a real API server that it needs.
     const fn pods(self) -> usize {
         match self {
-            Self::Table | Self::Latency | Self::Sidecar | Self::Proxy | Self::Held | Self::Rollout | Self::Xdp => 0,
+            Self::Table
+            | Self::Latency
+            | Self::Sidecar
+            | Self::Proxy
+            | Self::Held
+            | Self::Rollout
+            | Self::Xdp
+            | Self::Cluster => 0,
             Self::Events => events::PODS,
             Self::Storm => storm::PODS,
         }
@@ -107,6 +119,7 @@ impl Group {
             Self::Held => proxy::measure_held().await,
             Self::Rollout => proxy::measure_rollout().await,
             Self::Xdp => xdp::measure().await,
+            Self::Cluster => cluster::measure().await,
             Self::Events => events::measure(fleet()?).await,
             Self::Storm => {
                 let mut rows = storm::measure_jwks(fleet()?).await?;
@@ -154,13 +167,13 @@ pub async fn run(groups: &[Group]) -> Result<()> {
     Ok(())
 }
 
-/// The groups that a command line names; all that need no root when it names none.
+/// The groups that a command line names; all that need neither root nor a cluster when it names none.
 ///
 /// # Errors
 /// When a name is unknown.
 pub fn groups(arguments: impl Iterator<Item = String>) -> Result<Vec<Group>> {
     let named: Vec<Group> = arguments.map(|name| Group::named(&name)).collect::<Result<_>>()?;
-    let every = || Group::ALL.into_iter().filter(|group| *group != Group::Xdp).collect();
+    let every = || Group::ALL.into_iter().filter(|group| !matches!(group, Group::Xdp | Group::Cluster)).collect();
     Ok(if named.is_empty() { every() } else { named })
 }
 

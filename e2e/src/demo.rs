@@ -54,7 +54,7 @@ pub async fn run(exit: bool) -> Result<()> {
     let ca_pem = std::fs::read_to_string(activator.ca_file())?;
     let token = world.token(&APP)?;
     timeline.now("a token for the pod web-0, as the kubelet would mount it: podlight-activator token")?;
-    let followed = Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone() };
+    let followed = Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone(), address: None };
     let mut story = Story { timeline, changes: follow(vec![followed]).await?, ca_pem, token };
 
     let (app, sidecar) = story.start(&world, &activator).await?;

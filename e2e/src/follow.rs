@@ -1,14 +1,16 @@
 //! Follows `/v1/watch` of several replicas and notes when each change arrived, on a thread of its own, so that nothing else a
 //! measurement does delays the note.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use reqwest::{Certificate, Client};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::https_client;
+use crate::client_builder;
 
 /// Longer than any measurement: the client's own deadline would end the watch.
 const WATCH_FOR: Duration = Duration::from_secs(900);
@@ -25,6 +27,8 @@ pub struct Followed {
     pub ca_pem: String,
     /// A token that may read.
     pub token: String,
+    /// Where the name in the URL leads, when DNS does not say so here.
+    pub address: Option<(String, SocketAddr)>,
 }
 
 /// One change of one endpoint, as one replica told it.
@@ -77,13 +81,26 @@ pub async fn follow(replicas: Vec<Followed>) -> Result<mpsc::UnboundedReceiver<C
     Ok(receiver)
 }
 
+/// A client of this replica.
+///
+/// # Errors
+/// When the CA is none.
+pub(crate) fn client(followed: &Followed) -> Result<Client> {
+    let authorities = Certificate::from_pem_bundle(followed.ca_pem.as_bytes())?;
+    let mut client = client_builder().tls_certs_only(authorities);
+    if let Some((name, address)) = &followed.address {
+        client = client.resolve(name, *address);
+    }
+    Ok(client.build()?)
+}
+
 async fn follow_one(
     replica: usize,
     followed: Followed,
     changes: &mpsc::UnboundedSender<Change>,
     synced: &mpsc::UnboundedSender<Result<()>>,
 ) -> Result<()> {
-    let client = https_client(&followed.ca_pem)?;
+    let client = client(&followed)?;
     let request = client.get(format!("{}/v1/watch", followed.url)).bearer_auth(&followed.token).timeout(WATCH_FOR);
     let mut response = request.send().await?;
     ensure!(response.status() == 200, "{}: {}", response.status(), response.text().await?);

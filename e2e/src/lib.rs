@@ -14,6 +14,7 @@ pub mod app;
 pub mod backend;
 pub mod bench;
 pub mod browser;
+pub mod cluster;
 pub mod control_plane;
 pub mod demo;
 pub mod eventually;
@@ -47,7 +48,7 @@ pub fn https_client(ca_pem: &str) -> Result<Client> {
     Ok(client_builder().tls_certs_only(Certificate::from_pem_bundle(ca_pem.as_bytes())?).build()?)
 }
 
-fn client_builder() -> ClientBuilder {
+pub(crate) fn client_builder() -> ClientBuilder {
     static PROVIDER: Once = Once::new();
     // Fails when somebody else has set it: as good.
     PROVIDER.call_once(|| drop(rustls::crypto::aws_lc_rs::default_provider().install_default()));

@@ -32,8 +32,12 @@ pub async fn measure() -> Result<Vec<Row>> {
     let activators = Arc::new(standalone.activators(REPLICAS).await?);
     let ca_pem = certificates(&activators)?;
     let token = standalone.token(0)?;
-    let followed =
-        |activator: &Activator| Followed { url: activator.url(), ca_pem: ca_pem.clone(), token: token.clone() };
+    let followed = |activator: &Activator| Followed {
+        url: activator.url(),
+        ca_pem: ca_pem.clone(),
+        token: token.clone(),
+        address: None,
+    };
     let mut changes = follow(activators.iter().map(followed).collect()).await?;
 
     let mut senders = Vec::new();

@@ -13,8 +13,8 @@ SEEDS ?= 100000
 SOAK_SECONDS ?= 120
 DENY_VERSION := 0.20.2
 
-.PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
-    advisories fmt image xdp xdp-check ci clean
+.PHONY: help build dist dist-sidecar control-plane helm browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
+    advisories fmt image chart chart-readme xdp xdp-check ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ dist-sidecar:
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
 	@e2e/cluster/build.sh
 
+helm: ## Build helm from its Go module, once, into the user's cache
+	@e2e/cluster/helm.sh
+
 browser: ## Install Chromium (Debian's package) where there is none
 	@e2e/chromium.sh
 
@@ -43,7 +46,7 @@ demo: build ## Show the whole way of an event with real processes: no cluster, n
 peers: ## Install nginx, HAProxy, wrk, iperf3, nmap and other programs that figures and tests stand beside (Debian, as root)
 	@e2e/peers.sh
 
-test: build control-plane browser peers ## All tests, those against a real API server and in a real browser included
+test: build control-plane helm browser peers ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
 
 test-xdp: build peers ## Probes answered by the kernel, in network namespaces (root)
@@ -90,6 +93,12 @@ xdp-check: ## Compare the kept object with what its source gives, byte for byte
 
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
+
+chart: build control-plane helm ## Lint the chart, render its matrix, and hold it against a real API server and the programs
+	$(CARGO) test $(PROFILE) --workspace --test chart
+
+chart-readme: build ## Write the chart's README anew from the comments in values.yaml
+	@$(BIN)/podlight-chart
 
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check

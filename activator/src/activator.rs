@@ -48,7 +48,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why an activator did not start, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Files that the configuration names cannot be used.
+    /// What the configuration names cannot be used: files, or the way to a cluster.
     #[error(transparent)]
     Config(#[from] Faults),
     /// An address is taken, or not ours.
@@ -246,7 +246,10 @@ fn try_files(config: &ProxyConfig, faults: &mut Faults) {
     for files in config.tls.iter().flat_map(|(_, certificates)| certificates) {
         faults.open("proxy-certificate", Tls::from_files(files));
     }
-    faults.open("upstream-ca", Trust::open(config.upstream_ca.clone(), config.upstream_identity.clone()));
+    faults.open("upstream-ca", Trust::open(config.upstream_ca.clone(), None));
+    if let Some(files) = &config.upstream_identity {
+        faults.open("upstream-certificate", Tls::from_files(files));
+    }
 }
 
 /// A name that no other process has, so that nobody resumes a watch in the wrong one.

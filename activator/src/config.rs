@@ -354,8 +354,12 @@ impl Faults {
     }
 
     /// The same for what a file is to hold: with the causes of the error.
-    pub(crate) fn open<T, E: Error + Send + Sync + 'static>(&mut self, flag: &str, result: Result<T, E>) -> Option<T> {
-        self.note(flag, result.map_err(|error| format!("{:#}", anyhow::Error::from(error))))
+    pub(crate) fn open<T, E: Error + 'static>(&mut self, flag: &str, result: Result<T, E>) -> Option<T> {
+        let told = |error: E| {
+            let causes = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        };
+        self.note(flag, result.map_err(told))
     }
 
     pub(crate) fn each(

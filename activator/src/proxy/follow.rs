@@ -267,15 +267,19 @@ impl Follower {
         if watched.told == listed.faults {
             return;
         }
-        for fault in listed.faults.iter().filter(|fault| !watched.told.contains(fault)) {
+        // The new ones first: there may not be room for all.
+        let (mut telling, known): (Vec<_>, Vec<_>) =
+            listed.faults.iter().cloned().partition(|fault| !watched.told.contains(fault));
+        for fault in &telling {
             let (namespace, service) = (&*key.namespace, &*key.service);
             tracing::warn!(namespace, service, %fault, "a Service cannot be routed as it asks");
         }
         count(&watched.told, -1.0);
         count(&listed.faults, 1.0);
         watched.told.clone_from(&listed.faults);
-        if !watched.told.is_empty() {
-            self.reporter.report(&watched.service, &watched.told);
+        telling.extend(known);
+        if !telling.is_empty() {
+            self.reporter.report(&watched.service, &telling);
         }
     }
 }

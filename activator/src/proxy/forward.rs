@@ -33,7 +33,7 @@ pub(super) use tunnel::Tunnel;
 use super::fault::Fault;
 use super::headers::{self, Forwarding};
 use super::route::Routes;
-use super::target::{AppProtocol, Backend, BackendId, Lease, Refusal, Settings, Target};
+use super::target::{AppProtocol, Backend, BackendId, Lease, Refusal, Settings, Target, Way};
 use super::upstream::trust::Trust;
 use super::upstream::{ACCEPTED_AFTER, ConnectError, Dialer, Expected, Key, Link, Protocol, SURELY_OPEN, Turn};
 use crate::server::connections::Connection;
@@ -239,8 +239,8 @@ impl Worker {
             }
             if unsent {
                 lease.refused();
-            } else if timed_out && bodiless {
-                // With a body it may have been the client that was waited for.
+            } else if timed_out && bodiless && lease.way() == Way::Direct {
+                // With a body it may have been the client that was waited for, behind a ClusterIP any of its pods.
                 lease.timed_out();
             }
             let retry = if timed_out { Retry::ResponseTimeout } else { Retry::Reset };

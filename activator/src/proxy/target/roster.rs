@@ -203,15 +203,14 @@ impl Roster {
         self.indexes.seats[tier as usize]
     }
 
-    /// Endpoints of the best tier that has any, shut or not, and the requests they have.
-    pub(super) fn usable(&self) -> (usize, u64) {
-        let tier = Tier::ALL.into_iter().find(|tier| self.seats(*tier) > 0);
-        tier.map_or((0, 0), |tier| (self.seats(tier), self.indexes.in_flight[tier as usize]))
-    }
-
     /// Endpoints that may have requests, shut or not.
     pub(super) fn all_seats(&self) -> usize {
         self.indexes.seats.iter().sum()
+    }
+
+    /// Requests that they have.
+    pub(super) fn all_in_flight(&self) -> u64 {
+        self.indexes.in_flight.iter().sum()
     }
 
     /// Since when the API server's word is that some endpoint is ready.

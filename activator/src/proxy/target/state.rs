@@ -304,10 +304,11 @@ impl<W> TargetState<W> {
         if self.is_full() { None } else { self.cluster_ip.pick(now) }
     }
 
-    /// Whether the usable pods have as many requests as they may have together, whichever way these went: all that can
-    /// be bounded of what goes through the ClusterIP, since which pod it leads to is not ours to say.
+    /// Whether the pods have as many requests as they may have together, whichever way these went: all that can be
+    /// bounded of what goes through the ClusterIP, since which pod it leads to is not ours to say. Leaving pods count,
+    /// as they may have some of it: a long request there is not to keep others from the pods that are ready.
     fn is_full(&self) -> bool {
-        let (pods, direct) = self.roster.usable();
+        let (pods, direct) = (self.roster.all_seats(), self.roster.all_in_flight());
         let requests = direct + u64::from(self.cluster_ip.in_flight());
         self.settings.concurrency.is_some_and(|limit| requests >= u64::from(limit.get()) * pods.max(1) as u64)
     }

@@ -88,7 +88,7 @@ impl Pool {
         self.clear();
     }
 
-    /// Closes idle connections: their other end may be there no more. Those with requests end after them.
+    /// Closes idle connections: their other end may be there no more. Shared ones end after their requests.
     pub(in crate::proxy) fn clear(&self) {
         let mut held = self.lock();
         let closed = (std::mem::take(&mut held.idle), std::mem::take(&mut held.shared));

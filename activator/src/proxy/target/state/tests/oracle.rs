@@ -56,11 +56,9 @@ impl Naive {
         self.running.iter().filter(|grant| super::address(grant) == address).count()
     }
 
-    /// The pods that a ClusterIP leads to, as far as one can tell.
+    /// The pods that may have what went through a ClusterIP.
     fn usable(&self) -> Vec<u8> {
-        let any_ready = self.states.values().any(|state| *state == State::Ready);
-        let usable = |state: &State| if any_ready { *state == State::Ready } else { *state != State::NotReady };
-        self.states.iter().filter(|(_, state)| usable(state)).map(|(pod, _)| *pod).collect()
+        self.states.iter().filter(|(_, state)| **state != State::NotReady).map(|(pod, _)| *pod).collect()
     }
 
     /// Once the ClusterIP has requests or gets one, only the sum over all pods can be bounded: it counts both ways.

@@ -16,8 +16,8 @@ CASES ?=
 SUITE = TEST="$(CARGO) test $(PROFILE) --workspace --test cluster --" e2e/node/suite.sh
 SHIPPED := $(BIN)/podlight-activator $(DIST)/podlight-sidecar $(BIN)/podlight-testapp
 
-.PHONY: help build dist dist-sidecar control-plane browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
-    advisories fmt image xdp xdp-check e2e e2e-fast e2e-keep bench-e2e e2e-images e2e-build e2e-node-image ci clean
+.PHONY: help build dist dist-sidecar control-plane helm browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
+    advisories fmt image chart chart-readme xdp xdp-check e2e e2e-fast e2e-keep bench-e2e e2e-images e2e-build e2e-node-image ci clean
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ dist-sidecar:
 control-plane: ## Build etcd and kube-apiserver from Go modules, once, into the user's cache
 	@e2e/cluster/build.sh
 
+helm: ## Build helm from its Go module, once, into the user's cache
+	@e2e/cluster/helm.sh
+
 browser: ## Install Chromium (Debian's package) where there is none
 	@e2e/chromium.sh
 
@@ -46,7 +49,7 @@ demo: build ## Show the whole way of an event with real processes: no cluster, n
 peers: ## Install nginx, HAProxy, wrk, iperf3, nmap and other programs that figures and tests stand beside (Debian, as root)
 	@e2e/peers.sh
 
-test: build control-plane browser peers ## All tests, those against a real API server and in a real browser included
+test: build control-plane helm browser peers ## All tests, those against a real API server and in a real browser included
 	$(CARGO) test $(PROFILE) --workspace
 
 test-xdp: build peers ## Probes answered by the kernel, in network namespaces (root)
@@ -93,6 +96,12 @@ xdp-check: ## Compare the kept object with what its source gives, byte for byte
 
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
+
+chart: build control-plane helm ## Lint the chart, render its matrix, and hold it against a real API server and the programs
+	$(CARGO) test $(PROFILE) --workspace --test chart
+
+chart-readme: build ## Write the chart's README anew from the comments in values.yaml
+	@$(BIN)/podlight-chart
 
 e2e: e2e-build ## The suite on a cluster that kind makes (root), on KUBECONFIG's with E2E_USE_KUBECONFIG=1: make e2e CASES="cold crash"
 	@$(SUITE) $(if $(E2E_USE_KUBECONFIG),kubeconfig,kind) $(SHIPPED) $(CASES)

@@ -14,6 +14,7 @@ pub mod app;
 pub mod backend;
 pub mod bench;
 pub mod browser;
+pub mod chart;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;

@@ -31,7 +31,7 @@ pub struct Webhook {
     process: Process,
     port: u16,
     admin_port: u16,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Creates the webhook's namespace and its account, which may do what a webhook does and no more. Returns its kubeconfig.
@@ -90,7 +90,7 @@ impl Webhook {
                 .args(["--webhook-name=127.0.0.1", "--log-format=text", "--shutdown-delay=0s"])
                 .args(flags);
         })?;
-        Ok(Self { process, port, admin_port, _folder: folder })
+        Ok(Self { process, port, admin_port, folder })
     }
 
     /// Waits until `/readyz` says so.
@@ -140,6 +140,14 @@ impl Webhook {
     pub async fn terminate(&self) -> Result<ExitStatus> {
         self.process.terminate()?;
         eventually("the webhook ends", async || Ok(self.process.exit_status()?)).await
+    }
+
+    /// Its whole log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log_text(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.folder.path().join("log"))?)
     }
 
     /// The last lines of its log.

@@ -356,7 +356,7 @@ impl Faults {
     /// The same for what a file is to hold: with the causes of the error.
     pub(crate) fn open<T, E: Error + 'static>(&mut self, flag: &str, result: Result<T, E>) -> Option<T> {
         let told = |error: E| {
-            let causes = std::iter::successors(Some(&error as &dyn Error), |error| error.source());
+            let causes = std::iter::successors(Some(&error as &(dyn Error + 'static)), |&error| error.source());
             causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
         };
         self.note(flag, result.map_err(told))

@@ -16,13 +16,8 @@ CASES ?=
 SUITE = TEST="$(CARGO) test $(PROFILE) --workspace --test cluster --" e2e/node/suite.sh
 SHIPPED := $(BIN)/podlight-activator $(DIST)/podlight-sidecar $(BIN)/podlight-testapp
 
-<<<<<<< HEAD
 .PHONY: help build dist dist-sidecar control-plane helm browser run demo test test-xdp simulate peers soak bench bench-xdp bench-e2e fuzz \
     lint deny advisories fmt image chart chart-readme root xdp xdp-check e2e e2e-fast e2e-keep e2e-images e2e-build e2e-node-image ci clean
-=======
-.PHONY: help build dist dist-sidecar control-plane helm browser run demo test test-xdp simulate peers soak bench bench-xdp fuzz lint deny \
-    advisories fmt image chart chart-readme xdp xdp-check e2e e2e-fast e2e-keep bench-e2e e2e-images e2e-build e2e-node-image ci clean
->>>>>>> d-kind
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,15 +104,6 @@ xdp-check: ## Compare the kept object with what its source gives, byte for byte
 image: dist ## Build both images with docker, podman or buildah, whichever works
 	@e2e/image.sh $(BIN)/podlight-activator $(DIST)/podlight-sidecar
 
-<<<<<<< HEAD
-=======
-chart: build control-plane helm ## Lint the chart, render its matrix, and hold it against a real API server and the programs
-	$(CARGO) test $(PROFILE) --workspace --test chart
-
-chart-readme: build ## Write the chart's README anew from the comments in values.yaml
-	@$(BIN)/podlight-chart
-
->>>>>>> d-kind
 e2e: e2e-build ## The suite on a cluster that kind makes (root), on KUBECONFIG's with E2E_USE_KUBECONFIG=1: make e2e CASES="cold crash"
 	@$(SUITE) $(if $(E2E_USE_KUBECONFIG),kubeconfig,kind) $(SHIPPED) $(CASES)
 
@@ -138,15 +124,12 @@ e2e-build: dist-sidecar
 
 e2e-node-image: ## Build kind's node image, once, into the user's cache, from Go modules and Debian's packages (root)
 	@e2e/node/kind-image.sh
-<<<<<<< HEAD
 
 chart: build control-plane helm ## Lint the chart, render its matrix, and hold it against a real API server and the programs
 	$(CARGO) test $(PROFILE) --workspace --test chart
 
 chart-readme: build ## Write the chart's README anew from the comments in values.yaml
 	@$(BIN)/podlight-chart
-=======
->>>>>>> d-kind
 
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check

@@ -1,5 +1,5 @@
 //! Rights: with those that the chart grants both programs work, and each of them is used: a program that lacks it is told
-//! so by the API server, and says so with the verb and the resource.
+//! so by the API server, says so with the verb and the resource, and goes on when it is granted.
 
 use std::path::{Path, PathBuf};
 
@@ -133,6 +133,9 @@ async fn the_activator_works_with_its_rights_and_uses_each_of_them() -> Result<(
             .with_context(|| activator.log_tail())?;
         if right.1 == "list" {
             assert_eq!(activator.admin("/readyz").await?.status, 503, "{right:?}");
+            let granted = format!("{namespace}-rest");
+            scene.control_plane.grant(&namespace, "activator", &granted, role["rules"].clone()).await?;
+            activator.wait_ready().await?;
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! Rights: with those that the chart grants both programs work, and each of them is used: a program that lacks it is told
-//! so by the API server, and says so with the verb and the resource.
+//! so by the API server, says so with the verb and the resource, and goes on when it is granted.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret};
@@ -15,7 +15,7 @@ use podlight_activator::table::owner::{self, Clock};
 use podlight_e2e::activator::{Activator, ActivatorSpec};
 use podlight_e2e::api::Reader;
 use podlight_e2e::chart::{Release, apply, find, pod_of};
-use podlight_e2e::control_plane::{ControlPlane, Options, ServiceSpec};
+use podlight_e2e::control_plane::{ControlPlane, Options, PodSpec, ServiceSpec, TokenSpec};
 use podlight_e2e::eventually::eventually;
 use podlight_e2e::scene::Scene;
 use podlight_e2e::webhook::{NAMESPACE, Webhook, configure};
@@ -133,6 +133,9 @@ async fn the_activator_works_with_its_rights_and_uses_each_of_them() -> Result<(
             .with_context(|| activator.log_tail())?;
         if right.1 == "list" {
             assert_eq!(activator.admin("/readyz").await?.status, 503, "{right:?}");
+            let granted = format!("{namespace}-rest");
+            scene.control_plane.grant(&namespace, "activator", &granted, role["rules"].clone()).await?;
+            activator.wait_ready().await?;
         }
     }
     Ok(())
@@ -204,6 +207,38 @@ async fn the_activator_scales_and_reads_secrets_with_its_rights_and_uses_each_of
         })
         .await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn readers_and_helm_test_are_let_in_by_the_charts_roles() -> Result<()> {
+    let objects = Release::new()?.render()?;
+    let scene = Scene::start(1).await?;
+    let activator = &scene.activators[0];
+    let shop = scene.shop().await?;
+    let token = async |role: &str| -> Result<String> {
+        let rules = find(&objects, "ClusterRole", role)?["rules"].clone();
+        scene.control_plane.create_service_account(&shop.namespace, role).await?;
+        scene.control_plane.grant(&shop.namespace, role, role, rules).await?;
+        let pod = PodSpec::new(&shop.namespace, role).service_account(role);
+        let pod = scene.control_plane.create_pod(pod, None).await?;
+        scene.control_plane.token(&TokenSpec::for_pod(&pod)).await
+    };
+    let (tester, reader) = (token("podlight-test").await?, token("podlight-reader").await?);
+    eventually("the test passes", async || {
+        let (status, said) = activator.run_status(&tester, &shop.namespace).await?;
+        if status.success() { Ok(Some(())) } else { bail!("{said}") }
+    })
+    .await?;
+    for path in ["/v1/targets".to_owned(), format!("/v1/targets/{}/web", shop.namespace)] {
+        eventually(&path, async || {
+            Ok((Reader::new(&activator.url(), &reader)?.get(&path).await?.status == 200).then_some(()))
+        })
+        .await?;
+        let tester = Reader::new(&activator.url(), &tester)?.get(&path).await?.status;
+        assert_eq!(tester, if path == "/v1/targets" { 200 } else { 403 }, "{path}");
+    }
+    Reader::new(&activator.url(), &reader)?.watch(None).await?;
     Ok(())
 }
 

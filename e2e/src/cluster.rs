@@ -223,7 +223,7 @@ pub fn testapp_image() -> String {
 
 /// The checkout's chart.
 pub fn chart() -> String {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/podlight").to_owned()
+    crate::chart::folder().display().to_string()
 }
 
 /// What differs from the chart's defaults.

@@ -55,10 +55,10 @@ fn serve(args: RunArgs) -> anyhow::Result<()> {
     // As many workers as cores.
     let runtime = Builder::new_multi_thread().enable_all().build().context("the runtime cannot be started")?;
     runtime.block_on(async {
-        activator::run(config, attachment, metrics, signals()?).await.map_err(|error| match error {
-            RunError::Config(faults) => faults.into(),
-            error => error.into(),
-        })
+        match activator::run(config, attachment, metrics, signals()?).await {
+            Err(RunError::Config(faults)) => Err(faults.into()),
+            ended => ended.map_err(Into::into),
+        }
     })
 }
 

@@ -7,12 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt as _;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
 use socket2::{Domain, Socket, TcpKeepalive, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 mod connection;
 mod socket;
@@ -107,10 +106,13 @@ pub(super) async fn run(
     let context = Arc::new(context);
     let connect = |stream, peer, admitted| serve(Arc::clone(&context), stream, peer, admitted);
     let mut tasks = accept(name, &listener, &connections, &shutdown, connect).await;
-    // Whoever has connected already may have sent a request, which closing would lose.
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+    // Whoever has connected already may have sent a request, which closing would lose. The kernel itself is asked: what
+    // the runtime knows of it may be older.
+    let listener = listener.into_std()?;
+    while let Ok((stream, peer)) = listener.accept() {
+        stream.set_nonblocking(true)?;
         if let Ok(admitted) = connections.admit(peer.ip()) {
-            tasks.spawn(connect(stream, peer, admitted));
+            tasks.spawn(connect(TcpStream::from_std(stream)?, peer, admitted));
         }
     }
     drop(listener);

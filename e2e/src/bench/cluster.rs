@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::sleep;
 
@@ -13,9 +13,9 @@ use super::report::Row;
 use super::usage::{CpuMeter, median, memory_mib, millis};
 use crate::cluster::Cluster;
 use crate::cluster::processes::process;
-use crate::cluster::shop::{Shop, address, app_container, is_ready, named, pod_of, tell_app};
+use crate::cluster::shop::{PATIENCE, Shop, address, app_container, is_ready, named, pod_of, tell_app};
 use crate::cluster::timeline::{Teller, Timeline, Told, instant_of};
-use crate::eventually::eventually;
+use crate::eventually::{eventually, within};
 use crate::http_client;
 
 /// A kubelet asks once a second, at a phase that nobody chooses: so many rounds, each at another one.
@@ -97,8 +97,8 @@ async fn measure_transitions(cluster: &'static Cluster) -> Result<Vec<Row>> {
     }
     shop.close().await?;
     Ok(vec![
-        ready.row("app accepts → ready in every table").bounds(1.0 / 30.0, 1.0 / 100.0),
-        out.row("app turns not-ready → out of every table").bounds(1.0 / 50.0, 1.0 / 200.0),
+        ready.row("app accepts → ready in every table").bounds(0.033, 0.01),
+        out.row("app turns not-ready → out of every table").bounds(0.02, 0.005),
         deleted.row("pod is deleted → out of every table").bounds(1.0, 1.0),
     ])
 }
@@ -124,6 +124,7 @@ async fn measure_cold_start(cluster: &'static Cluster) -> Result<Row> {
         Ok(page.text().await?.contains(&shop.host()).then_some(()))
     })
     .await?;
+    let reader = cluster.reader(&replica).await?;
     let (mut shares, mut totals) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS / 2 {
         let begun = Instant::now();
@@ -135,10 +136,11 @@ async fn measure_cold_start(cluster: &'static Cluster) -> Result<Row> {
         shares.push(millis(answered.saturating_duration_since(accepting)) / millis(total) * 100.0);
         totals.push(total.as_secs_f64());
         shop.patch_deployment(json!({ "spec": { "replicas": 0 } })).await?;
-        eventually("the pod is gone", async || {
-            let gone =
-                shop.pods().await?.is_empty() && shop.ready_in_tables().await?.iter().all(|ready| ready.is_empty());
-            Ok(gone.then_some(()))
+        // While it ends it would still be asked: there is nobody else.
+        within(PATIENCE, "the pod is gone", async || {
+            let pods = shop.api::<Pod>().list(&ListParams::default()).await?.items;
+            let endpoints = reader.endpoints(&shop.namespace, "web").await?;
+            Ok((pods.is_empty() && endpoints.is_empty()).then_some(()))
         })
         .await?;
     }

@@ -22,10 +22,9 @@ use super::slots::{Slots, Slotted};
 use super::trust::ALPN_HTTP2;
 use super::{Http1, Http2, Key, Link};
 
-/// How long a pod may take none of what is sent before the connection counts as dead, as it does when a node goes. The
-/// kernel looks when it repeats something, which may be half as long again: a client's usual patience is 30 s. A pod may
-/// read nothing for as long.
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long data may stay without acknowledgement before the connection counts as dead, as it does when a node goes: as
+/// long as it takes to find that out on HTTP/2.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a connection may be silent before the kernel asks, and how often it does until [`USER_TIMEOUT`]: a request that
 /// has arrived and waits for its answer would not notice otherwise that its node went.

@@ -134,8 +134,8 @@ chart-readme: build ## Write the chart's README anew from the comments in values
 ci: lint ## What CI runs; ends in the tests
 	$(MAKE) xdp-check
 	$(MAKE) demo DEMO_EXIT=1
-	$(MAKE) test
 	$(MAKE) test-xdp
+	$(MAKE) test
 
 clean: ## Remove what was built in the checkout
 	$(CARGO) clean

@@ -16,7 +16,7 @@ use tracing_subscriber::filter::Targets;
 use crate::cluster::RevisionLabels;
 use crate::cluster::standalone::pod_uid;
 use crate::cluster::token::{DEFAULT_ISSUER, MintRequest};
-use crate::ingest::{AuthMode, IngestConfig, Rate};
+use crate::ingest::{AuthMode, IngestConfig, Rate, chain};
 use crate::server::tls::Files;
 use crate::server::{Limits, Timeouts};
 use crate::table::Pacing;
@@ -355,11 +355,7 @@ impl Faults {
 
     /// The same for what a file is to hold: with the causes of the error.
     pub(crate) fn open<T, E: Error + 'static>(&mut self, flag: &str, result: Result<T, E>) -> Option<T> {
-        let told = |error: E| {
-            let causes = std::iter::successors(Some(&error as &(dyn Error + 'static)), |&error| error.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        };
-        self.note(flag, result.map_err(told))
+        self.note(flag, result.map_err(|error| chain(&error)))
     }
 
     pub(crate) fn each(

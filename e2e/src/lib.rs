@@ -16,6 +16,7 @@ pub mod bench;
 pub mod browser;
 pub mod chart;
 pub mod cluster;
+pub mod connection;
 pub mod control_plane;
 pub mod demo;
 pub mod eventually;

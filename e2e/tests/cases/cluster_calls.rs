@@ -1,8 +1,6 @@
 //! What an activator asks of the API server besides watching: to scale from zero, to show an Event on a Service, to read
 //! a Secret; with the rights that it has, and told in clear words which it has not.
 
-use std::path::Path;
-
 use anyhow::{Context, Result};
 use futures::future::join_all;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -10,32 +8,13 @@ use k8s_openapi::api::core::v1::{Event, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams};
-use podlight_activator::cluster::{self, Reason, RevisionLabels, ScaleError, Scaled, WatchConfig, spawn_kubernetes};
-use podlight_activator::table::Table;
+use podlight_activator::cluster::{Reason, ScaleError, Scaled};
 use podlight_activator::table::group::GroupKey;
-use podlight_activator::table::owner::{self, Clock};
+use podlight_e2e::connection::Connection;
 use podlight_e2e::eventually::eventually;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::scene;
-
-/// An activator's connection to the API server, as long as it is held.
-struct Connection {
-    api: cluster::Api,
-    _lives: watch::Sender<bool>,
-}
-
-impl Connection {
-    async fn open(kubeconfig: &Path) -> Result<Self> {
-        let client = cluster::connect(Some(kubeconfig), None).await?;
-        let (lives, shutdown) = watch::channel(false);
-        let (table, ..) = owner::spawn(Table::default(), Clock::start(), 64);
-        let config = WatchConfig { revision_labels: RevisionLabels::default(), shutdown };
-        let (api, ..) = spawn_kubernetes(client, config, table);
-        Ok(Self { api, _lives: lives })
-    }
-}
 
 fn deployment(namespace: &str, replicas: i32) -> Result<Deployment> {
     let labels = json!({"app": "web"});

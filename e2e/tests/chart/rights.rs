@@ -1,7 +1,7 @@
 //! Rights: with those that the chart grants both programs work, and each of them is used: a program that lacks it is told
 //! so by the API server, says so with the verb and the resource, and goes on when it is granted.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -9,19 +9,17 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod, Secret};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use podlight_activator::cluster::{self, ApiError, RevisionLabels, WatchConfig, spawn_kubernetes};
-use podlight_activator::table::Table;
-use podlight_activator::table::owner::{self, Clock};
+use podlight_activator::cluster::ApiError;
 use podlight_e2e::activator::{Activator, ActivatorSpec};
 use podlight_e2e::api::Reader;
 use podlight_e2e::chart::{Release, apply, find, pod_of};
+use podlight_e2e::connection::Connection;
 use podlight_e2e::control_plane::{ControlPlane, Options, PodSpec, ServiceSpec, TokenSpec};
 use podlight_e2e::eventually::eventually;
 use podlight_e2e::scene::Scene;
 use podlight_e2e::webhook::{NAMESPACE, Webhook, configure};
 use podlight_proto::Kind;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 /// One verb on one resource.
 type Right = (String, String);
@@ -139,23 +137,6 @@ async fn the_activator_works_with_its_rights_and_uses_each_of_them() -> Result<(
         }
     }
     Ok(())
-}
-
-/// What an activator asks the API server for, until it is dropped.
-struct Connection {
-    api: cluster::Api,
-    _lives: watch::Sender<bool>,
-}
-
-impl Connection {
-    async fn open(kubeconfig: &Path) -> Result<Self> {
-        let client = cluster::connect(Some(kubeconfig), None).await?;
-        let (lives, shutdown) = watch::channel(false);
-        let (table, ..) = owner::spawn(Table::default(), Clock::start(), 64);
-        let config = WatchConfig { revision_labels: RevisionLabels::default(), shutdown };
-        let (api, ..) = spawn_kubernetes(client, config, table);
-        Ok(Self { api, _lives: lives })
-    }
 }
 
 #[tokio::test]

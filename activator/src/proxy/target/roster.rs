@@ -71,8 +71,8 @@ struct Indexes {
     live: [usize; 3],
     /// Of these, the ones that may have another request.
     open: [Candidates; 3],
-    /// Requests that the endpoints of each tier have.
-    in_flight: [u64; 3],
+    /// Requests that all of them have.
+    in_flight: u64,
     /// The ones that are shut, in each tier the one tried longest ago first.
     shut: BTreeSet<(Tier, Duration, u32)>,
     /// When time alone changes whom to trust.
@@ -210,7 +210,7 @@ impl Roster {
 
     /// Requests that they have.
     pub(super) fn all_in_flight(&self) -> u64 {
-        self.indexes.in_flight.iter().sum()
+        self.indexes.in_flight
     }
 
     /// Since when the API server's word is that some endpoint is ready.
@@ -360,12 +360,8 @@ impl Roster {
                 count(&mut indexes.live[each as usize], filed.live == Some(each), live == Some(each));
             }
         }
-        if let Some(tier) = filed.tier {
-            indexes.in_flight[tier as usize] -= u64::from(filed.in_flight);
-        }
-        if let Some(tier) = tier {
-            indexes.in_flight[tier as usize] += u64::from(in_flight);
-        }
+        indexes.in_flight -= filed.tier.map_or(0, |_| u64::from(filed.in_flight));
+        indexes.in_flight += tier.map_or(0, |_| u64::from(in_flight));
         let in_shut = |(tier, tried_at)| (tier, tried_at, at);
         move_in(&mut indexes.shut, filed.shut.map(in_shut), shut.map(in_shut));
         move_in(&mut indexes.timed, filed.until.map(|until| (until, at)), until.map(|until| (until, at)));
